@@ -1,0 +1,264 @@
+//! The parser: bytes in, [`Packet`] out. Generic over where the bytes are, so that the kernel reads the frame in place.
+
+use super::headers::{ICMP, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, SCTP, TCP, UDP};
+use super::{Family, Fragment, Packet, V4, V6};
+use bytemuck::{Pod, Zeroable};
+
+/// RFC 8200 sets no bound on the chain; real packets carry at most two or three.
+pub const MAX_EXTENSION_HEADERS: usize = 6;
+
+/// Read access to a frame.
+pub trait Bytes {
+    /// The value at byte `offset`, or `None` if the frame ends before its end.
+    fn load<T: Pod>(&self, offset: usize) -> Option<T>;
+}
+
+impl Bytes for [u8] {
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        let end = offset.checked_add(size_of::<T>())?;
+        self.get(offset..end).map(bytemuck::pod_read_unaligned)
+    }
+}
+
+/// Why a frame was not understood. It is passed on unchanged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ParseError {
+    /// Shorter than its headers say, or a header length below the minimum.
+    Malformed,
+    /// More than [`MAX_EXTENSION_HEADERS`] extension headers.
+    TooManyHeaders,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Ipv4Header {
+    version_ihl: u8,
+    tos: u8,
+    total_len: [u8; 2],
+    id: [u8; 2],
+    fragment: [u8; 2],
+    ttl: u8,
+    protocol: u8,
+    check: [u8; 2],
+    src: [u8; 4],
+    dst: [u8; 4],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Ipv6Header {
+    version_class_flow: [u8; 4],
+    payload_len: [u8; 2],
+    next_header: u8,
+    hop_limit: u8,
+    src: [u8; 16],
+    dst: [u8; 16],
+}
+
+/// The first eight octets of an IPv6 extension header.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ExtensionHeader {
+    next_header: u8,
+    len: u8,
+    fragment: [u8; 2],
+    id: [u8; 4],
+}
+
+/// A family whose network header can be parsed.
+pub trait ParseFamily: Family {
+    /// Fills addresses, protocol, fragment and `l4_offset`.
+    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<Self>) -> Result<(), ParseError>;
+}
+
+/// Parses the packet whose network header starts at `l3_offset`.
+#[inline(always)]
+pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
+    bytes: &B,
+    l3_offset: usize,
+    packet: &mut Packet<F>,
+) -> Result<(), ParseError> {
+    packet.l3_offset = l3_offset as u16;
+    packet.tcp_flags = 0;
+    packet.tuple.src_port = 0;
+    packet.tuple.dst_port = 0;
+    packet.fragment = Fragment::Whole;
+    F::parse_network(bytes, packet)?;
+    if matches!(packet.fragment, Fragment::Later) {
+        return Ok(());
+    }
+    let l4 = packet.l4_offset as usize;
+    match packet.protocol {
+        TCP => {
+            let head: [u8; 14] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+            packet.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
+            packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
+            packet.tcp_flags = head[13];
+            // The checksum must be there as well, or it could not be patched.
+            let _: [u8; 20] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+        }
+        UDP => {
+            let head: [u8; 8] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+            packet.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
+            packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
+        }
+        SCTP => {
+            let head: [u8; 12] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+            packet.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
+            packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+impl ParseFamily for V4 {
+    #[inline(always)]
+    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V4>) -> Result<(), ParseError> {
+        let l3 = packet.l3_offset as usize;
+        let header: Ipv4Header = bytes.load(l3).ok_or(ParseError::Malformed)?;
+        let header_len = ((header.version_ihl & 0x0f) as usize) * 4;
+        if header.version_ihl >> 4 != 4 || header_len < IPV4_MIN_LEN {
+            return Err(ParseError::Malformed);
+        }
+        let fragment = u16::from_be_bytes(header.fragment);
+        packet.fragment = match (fragment & 0x1fff, fragment & 0x2000) {
+            (0, 0) => Fragment::Whole,
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
+        };
+        packet.protocol = header.protocol;
+        packet.tuple.src = super::Ipv4 { octets: header.src };
+        packet.tuple.dst = super::Ipv4 { octets: header.dst };
+        packet.l4_offset = (l3 + header_len) as u16;
+        Ok(())
+    }
+}
+
+// RFC 8200 section 4.1 and RFC 4302 (AH).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
+impl ParseFamily for V6 {
+    #[inline(always)]
+    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V6>) -> Result<(), ParseError> {
+        let l3 = packet.l3_offset as usize;
+        let header: Ipv6Header = bytes.load(l3).ok_or(ParseError::Malformed)?;
+        if header.version_class_flow[0] >> 4 != 6 {
+            return Err(ParseError::Malformed);
+        }
+        packet.tuple.src = super::Ipv6 { octets: header.src };
+        packet.tuple.dst = super::Ipv6 { octets: header.dst };
+        let mut protocol = header.next_header;
+        let mut offset = l3 + IPV6_LEN;
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            if !matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {
+                break;
+            }
+            let extension: ExtensionHeader = bytes.load(offset).ok_or(ParseError::Malformed)?;
+            offset += match protocol {
+                FRAGMENT => {
+                    let fragment = u16::from_be_bytes(extension.fragment);
+                    packet.fragment = match (fragment & 0xfff8, fragment & 1) {
+                        // An atomic fragment (RFC 6946) is a whole packet.
+                        (0, 0) => Fragment::Whole,
+                        (0, _) => Fragment::First,
+                        _ => Fragment::Later,
+                    };
+                    8
+                }
+                AUTHENTICATION => (extension.len as usize + 2) * 4,
+                _ => (extension.len as usize + 1) * 8,
+            };
+            protocol = extension.next_header;
+            if matches!(packet.fragment, Fragment::Later) {
+                break;
+            }
+        }
+        if matches!(protocol, HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION)
+            && !matches!(packet.fragment, Fragment::Later)
+        {
+            return Err(ParseError::TooManyHeaders);
+        }
+        packet.protocol = protocol;
+        packet.l4_offset = offset as u16;
+        Ok(())
+    }
+}
+
+/// True for an ICMP or ICMPv6 message that reports an error (RFC 792, RFC 4443 section 2.1): never answered by another.
+#[inline(always)]
+#[must_use]
+pub fn is_icmp(protocol: u8) -> bool {
+    protocol == ICMP || protocol == ICMPV6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{ETH_LEN, Ipv4, Ipv6, TCP_SYN};
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    fn parse<F: ParseFamily>(frame: &[u8]) -> Result<Packet<F>, ParseError> {
+        let mut packet = Packet::EMPTY;
+        parse_packet(frame, ETH_LEN, &mut packet).map(|()| packet)
+    }
+
+    #[test]
+    fn tcp_over_ipv4() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([1; 6], [2; 6])
+            .ipv4([10, 0, 0, 1], [10, 96, 0, 10], 64)
+            .tcp(40000, 80, 1, 100)
+            .syn()
+            .write(&mut frame, b"x")
+            .unwrap();
+        let packet = parse::<V4>(&frame).unwrap();
+        assert_eq!(packet.tuple.src, Ipv4 { octets: [10, 0, 0, 1] });
+        assert_eq!((packet.tuple.src_port, packet.tuple.dst_port), (40000, 80));
+        assert_eq!((packet.tcp_flags, packet.l4_offset), (TCP_SYN, 34));
+        assert!(packet.is_syn());
+        for len in 0..frame.len() - 1 {
+            // A cut frame is malformed, never a panic; the last payload byte is not needed.
+            assert_eq!(parse::<V4>(&frame[..len]).is_err(), len < 54, "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn udp_behind_extension_headers() {
+        let mut frame = vec![0u8; ETH_LEN];
+        frame.extend_from_slice(&[0x60, 0, 0, 0, 0, 24, HOP_BY_HOP, 64]);
+        frame.extend_from_slice(&[1; 16]);
+        frame.extend_from_slice(&[2; 16]);
+        frame.extend_from_slice(&[FRAGMENT, 0, 0, 0, 0, 0, 0, 0]);
+        frame.extend_from_slice(&[UDP, 0, 0, 1, 0, 0, 0, 7]);
+        frame.extend_from_slice(&[0x9c, 0x40, 0, 53, 0, 8, 0, 0]);
+        let packet = parse::<V6>(&frame).unwrap();
+        assert_eq!(packet.tuple.dst, Ipv6 { octets: [2; 16] });
+        assert_eq!((packet.protocol, packet.tuple.src_port, packet.tuple.dst_port), (UDP, 40000, 53));
+        assert_eq!(packet.fragment, Fragment::First);
+    }
+
+    #[test]
+    fn a_chain_beyond_the_bound_is_named() {
+        let mut frame = vec![0u8; ETH_LEN];
+        frame.extend_from_slice(&[0x60, 0, 0, 0, 0, 64, DESTINATION, 64]);
+        frame.extend_from_slice(&[1; 32]);
+        for _ in 0..8 {
+            frame.extend_from_slice(&[DESTINATION, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        assert_eq!(parse::<V6>(&frame), Err(ParseError::TooManyHeaders));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(frame in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse::<V4>(&frame);
+            let _ = parse::<V6>(&frame);
+        }
+    }
+}
