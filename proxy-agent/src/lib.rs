@@ -1,1 +1,4 @@
+//! The user side of Weir as a library: sources -> model -> desired state -> diff -> apply.
 
+pub mod desired;
+pub mod model;

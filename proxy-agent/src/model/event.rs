@@ -1,0 +1,162 @@
+//! What a source says: an object appeared, changed or went, a listing is complete, a part was skipped.
+
+use std::{fmt, sync::Arc};
+
+use super::{
+    names::ServiceName,
+    objects::{EndpointSlice, Node, Service, SliceKey},
+};
+
+/// An object that is known by a key.
+pub trait Keyed {
+    type Key: Clone + fmt::Debug + PartialEq + Eq + Ord + std::hash::Hash + Send;
+    fn key(&self) -> Self::Key;
+}
+
+/// One object's present state, or the name of one that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change<T: Keyed> {
+    Applied(T),
+    Deleted(T::Key),
+}
+
+/// The listings that have to be complete before anything may be deleted from the kernel's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceKind {
+    Services,
+    Slices,
+    Node,
+}
+
+/// What every source sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Service(Change<Service>),
+    Slice(Change<EndpointSlice>),
+    Node(Change<Node>),
+    /// All objects of this kind have been sent once (and again after each relisting).
+    Synced(SourceKind),
+    /// Parts of objects that could not be used. The source has written the warning; this is for metrics.
+    Skipped(Vec<Skip>),
+}
+
+/// Kind, namespace and name, for messages.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectRef {
+    pub kind: &'static str,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+/// A malformed object, or the part of one, that is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {field}: {reason}, got {got:?}")]
+pub struct Skip {
+    pub object: ObjectRef,
+    /// Path of the field, as `spec.ports[1].port`.
+    pub field: String,
+    /// The value found there.
+    pub got: String,
+    pub reason: SkipReason,
+}
+
+/// Why a part was skipped. [`SkipReason::as_str`] is a metric label and never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SkipReason {
+    MissingName,
+    MissingService,
+    InvalidIp,
+    InvalidRange,
+    InvalidPort,
+    InvalidProtocol,
+    InvalidPolicy,
+    InvalidAffinity,
+    WrongFamily,
+    ForbiddenAddress,
+    DuplicatePort,
+}
+
+impl SkipReason {
+    pub const ALL: [SkipReason; 11] = [
+        SkipReason::MissingName,
+        SkipReason::MissingService,
+        SkipReason::InvalidIp,
+        SkipReason::InvalidRange,
+        SkipReason::InvalidPort,
+        SkipReason::InvalidProtocol,
+        SkipReason::InvalidPolicy,
+        SkipReason::InvalidAffinity,
+        SkipReason::WrongFamily,
+        SkipReason::ForbiddenAddress,
+        SkipReason::DuplicatePort,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SkipReason::MissingName => "missing-name",
+            SkipReason::MissingService => "missing-service",
+            SkipReason::InvalidIp => "invalid-ip",
+            SkipReason::InvalidRange => "invalid-range",
+            SkipReason::InvalidPort => "invalid-port",
+            SkipReason::InvalidProtocol => "invalid-protocol",
+            SkipReason::InvalidPolicy => "invalid-policy",
+            SkipReason::InvalidAffinity => "invalid-affinity",
+            SkipReason::WrongFamily => "wrong-family",
+            SkipReason::ForbiddenAddress => "forbidden-address",
+            SkipReason::DuplicatePort => "duplicate-port",
+        }
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SkipReason::MissingName => "expected a name",
+            SkipReason::MissingService => "expected the name of a Service",
+            SkipReason::InvalidIp => "expected an IP address",
+            SkipReason::InvalidRange => "expected a CIDR",
+            SkipReason::InvalidPort => "expected a port number from 1 to 65535",
+            SkipReason::InvalidProtocol => "expected TCP, UDP or SCTP",
+            SkipReason::InvalidPolicy => "expected Cluster or Local",
+            SkipReason::InvalidAffinity => "expected a valid session affinity",
+            SkipReason::WrongFamily => "expected an address of the slice's family",
+            SkipReason::ForbiddenAddress => {
+                "expected an address outside the loopback, link-local, multicast and unspecified ranges"
+            }
+            SkipReason::DuplicatePort => "expected each port once",
+        })
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.namespace {
+            "" => write!(f, "{} {}", self.kind, self.name),
+            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
+        }
+    }
+}
+
+impl Keyed for Service {
+    type Key = ServiceName;
+
+    fn key(&self) -> ServiceName {
+        self.name.clone()
+    }
+}
+
+impl Keyed for EndpointSlice {
+    type Key = SliceKey;
+
+    fn key(&self) -> SliceKey {
+        EndpointSlice::key(self)
+    }
+}
+
+impl Keyed for Node {
+    type Key = Arc<str>;
+
+    fn key(&self) -> Arc<str> {
+        self.name.clone()
+    }
+}

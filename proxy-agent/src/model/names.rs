@@ -1,0 +1,163 @@
+//! The names by which Services and their ports are known everywhere: in maps, metrics and messages.
+
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+
+/// Namespace and name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+/// One port of a Service: what a stable service-port id stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortName {
+    pub service: ServiceName,
+    /// The port's name; empty for the only port of a Service that left it unnamed.
+    pub port: Arc<str>,
+    pub protocol: Protocol,
+}
+
+/// Layer 4 protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Address family of an address or of an EndpointSlice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl ServiceName {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl ServicePortName {
+    pub fn new(service: ServiceName, port: impl Into<Arc<str>>, protocol: Protocol) -> Self {
+        Self {
+            service,
+            port: port.into(),
+            protocol,
+        }
+    }
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.port {
+            "" => write!(f, "{}/{}", self.service, self.protocol),
+            port => write!(f, "{}:{port}/{}", self.service, self.protocol),
+        }
+    }
+}
+
+impl Protocol {
+    /// The number in the IP header (IANA protocol numbers).
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            132 => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+/// The text is no protocol that a Service port can have.
+#[derive(Debug, thiserror::Error)]
+#[error("expected TCP, UDP or SCTP, got {0:?}")]
+pub struct UnknownProtocol(String);
+
+impl FromStr for Protocol {
+    type Err = UnknownProtocol;
+
+    fn from_str(text: &str) -> Result<Self, UnknownProtocol> {
+        match text {
+            "TCP" => Ok(Protocol::Tcp),
+            "UDP" => Ok(Protocol::Udp),
+            "SCTP" => Ok(Protocol::Sctp),
+            other => Err(UnknownProtocol(other.to_owned())),
+        }
+    }
+}
+
+impl Family {
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_as_operators_read_them() {
+        let service = ServiceName::new("default", "web");
+        assert_eq!(service.to_string(), "default/web");
+        let named = ServicePortName::new(service.clone(), "https", Protocol::Tcp);
+        assert_eq!(named.to_string(), "default/web:https/TCP");
+        let unnamed = ServicePortName::new(service, "", Protocol::Udp);
+        assert_eq!(unnamed.to_string(), "default/web/UDP");
+    }
+
+    #[test]
+    fn protocol_numbers_go_there_and_back() {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            assert_eq!(Protocol::from_number(protocol.number()), Some(protocol));
+            assert_eq!(
+                protocol.to_string().parse::<Protocol>().expect("own text"),
+                protocol
+            );
+        }
+        assert_eq!(Protocol::from_number(1), None);
+        assert!("tcp".parse::<Protocol>().is_err());
+    }
+}
