@@ -1,4 +1,5 @@
 //! The user side of Weir as a library: sources -> model -> desired state -> diff -> apply.
 
 pub mod desired;
+pub mod ingest;
 pub mod model;

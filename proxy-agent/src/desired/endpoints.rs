@@ -63,11 +63,7 @@ pub fn endpoints_of_port<'a>(
     }
     let moved = |indices: Vec<usize>| indices.into_iter().map(|old| place[old]).collect();
     PortEndpoints {
-        all: categories
-            .all_serving
-            .iter()
-            .map(|old| port_endpoint(&united[*old], node))
-            .collect(),
+        all: categories.all_serving.iter().map(|old| port_endpoint(&united[*old], node)).collect(),
         cluster: moved(categories.cluster),
         local: moved(categories.local),
     }
@@ -79,27 +75,15 @@ pub fn endpoints_of_port<'a>(
 /// that are Serving while they terminate; topology hints do not count then.
 pub fn categorize_endpoints(endpoints: &[EndpointRef<'_>], node: &NodeFacts) -> Categories {
     let indices = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<usize> {
-        endpoints
-            .iter()
-            .enumerate()
-            .filter(|(_, item)| wanted(item.endpoint))
-            .map(|(index, _)| index)
-            .collect()
+        endpoints.iter().enumerate().filter(|(_, item)| wanted(item.endpoint)).map(|(index, _)| index).collect()
     };
     let topology = Topology::of(endpoints, node);
     let or_terminating = |ready: Vec<usize>, eligible: &dyn Fn(&Endpoint) -> bool| {
-        if ready.is_empty() {
-            indices(&|it| it.serving && it.terminating && eligible(it))
-        } else {
-            ready
-        }
+        if ready.is_empty() { indices(&|it| it.serving && it.terminating && eligible(it)) } else { ready }
     };
     let local = |endpoint: &Endpoint| is_local(endpoint, node);
     Categories {
-        cluster: or_terminating(
-            indices(&|it| it.ready && topology.admits(it, node)),
-            &|_| true,
-        ),
+        cluster: or_terminating(indices(&|it| it.ready && topology.admits(it, node)), &|_| true),
         local: or_terminating(indices(&|it| it.ready && local(it)), &local),
         all_serving: indices(&|it| it.ready || it.serving),
     }
@@ -117,20 +101,11 @@ impl Topology {
     /// Hints are used only if every Ready endpoint carries them and one names our place: a partly hinted
     /// set is a controller in the middle of its work, and to follow it would overload a few endpoints.
     fn of(endpoints: &[EndpointRef<'_>], node: &NodeFacts) -> Self {
-        let ready = || {
-            endpoints
-                .iter()
-                .map(|item| item.endpoint)
-                .filter(|endpoint| endpoint.ready)
-        };
+        let ready = || endpoints.iter().map(|item| item.endpoint).filter(|endpoint| endpoint.ready);
         let usable = |level: Topology| {
-            ready().all(|endpoint| level.is_hinted(endpoint))
-                && ready().any(|endpoint| level.admits(endpoint, node))
+            ready().all(|endpoint| level.is_hinted(endpoint)) && ready().any(|endpoint| level.admits(endpoint, node))
         };
-        [Topology::SameNode, Topology::SameZone]
-            .into_iter()
-            .find(|level| usable(*level))
-            .unwrap_or(Topology::Anywhere)
+        [Topology::SameNode, Topology::SameZone].into_iter().find(|level| usable(*level)).unwrap_or(Topology::Anywhere)
     }
 
     fn is_hinted(self, endpoint: &Endpoint) -> bool {
@@ -144,10 +119,7 @@ impl Topology {
     fn admits(self, endpoint: &Endpoint, node: &NodeFacts) -> bool {
         match self {
             Topology::SameNode => endpoint.node_hints.contains(&node.name),
-            Topology::SameZone => node
-                .zone
-                .as_ref()
-                .is_some_and(|zone| endpoint.zone_hints.contains(zone)),
+            Topology::SameZone => node.zone.as_ref().is_some_and(|zone| endpoint.zone_hints.contains(zone)),
             Topology::Anywhere => true,
         }
     }
@@ -162,10 +134,7 @@ fn unite<'a>(
 ) -> Vec<EndpointRef<'a>> {
     let mut by_address: BTreeMap<(IpAddr, u16), (&'a str, EndpointRef<'a>)> = BTreeMap::new();
     for slice in slices.filter(|slice| slice.family == family) {
-        let ports = slice
-            .ports
-            .iter()
-            .filter(|it| &*it.name == port && it.protocol == protocol);
+        let ports = slice.ports.iter().filter(|it| &*it.name == port && it.protocol == protocol);
         for port in ports.map(|it| it.port) {
             for endpoint in &slice.endpoints {
                 let candidate = (&*slice.name, EndpointRef { endpoint, port });
@@ -180,20 +149,14 @@ fn unite<'a>(
             }
         }
     }
-    by_address
-        .into_values()
-        .map(|(_, endpoint)| endpoint)
-        .collect()
+    by_address.into_values().map(|(_, endpoint)| endpoint).collect()
 }
 
 /// Whether the second copy of an address and port takes the place of the first: an address is reused by
 /// a new pod while the old one still terminates, and then the running pod is meant. Between copies
 /// of one kind the smaller slice name wins, so that the order of arrival makes no difference.
 fn replaces(candidate: (&str, EndpointRef<'_>), held: (&str, EndpointRef<'_>)) -> bool {
-    match (
-        held.1.endpoint.terminating,
-        candidate.1.endpoint.terminating,
-    ) {
+    match (held.1.endpoint.terminating, candidate.1.endpoint.terminating) {
         (true, false) => true,
         (false, true) => false,
         _ => candidate.0 < held.0,

@@ -16,19 +16,13 @@ const DEAD: &str = "dead";
 const PUBLISHED: &str = "published";
 
 fn node() -> NodeFacts {
-    NodeFacts {
-        name: "here".into(),
-        zone: Some("z1".into()),
-    }
+    NodeFacts { name: "here".into(), zone: Some("z1".into()) }
 }
 
 /// `10.0.0.N`, its state and, in free order, `@node`, `zone=..` hints and `node=..` hints.
 fn endpoint(text: &str) -> Endpoint {
     let mut words = text.split_whitespace();
-    let number: u8 = words
-        .next()
-        .and_then(|word| word.parse().ok())
-        .expect("a number");
+    let number: u8 = words.next().and_then(|word| word.parse().ok()).expect("a number");
     let state = words.next().expect("a state");
     let mut endpoint = Endpoint {
         address: IpAddr::from([10, 0, 0, number]),
@@ -59,11 +53,7 @@ fn slice(name: &str, port: (&str, Protocol, u16), endpoints: Vec<Endpoint>) -> E
         name: name.into(),
         service: ServiceName::new("default", "web"),
         family: Family::V4,
-        ports: vec![SlicePort {
-            name: port.0.into(),
-            protocol: port.1,
-            port: port.2,
-        }],
+        ports: vec![SlicePort { name: port.0.into(), protocol: port.1, port: port.2 }],
         endpoints,
     }
 }
@@ -76,10 +66,7 @@ fn http_of(slices: &[EndpointSlice], node: &NodeFacts) -> PortEndpoints {
 
 /// Last bytes of the addresses that the indices mean.
 fn numbers(found: &PortEndpoints, indices: &[usize]) -> Vec<u8> {
-    indices
-        .iter()
-        .map(|index| last_byte(&found.all[*index]))
-        .collect()
+    indices.iter().map(|index| last_byte(&found.all[*index])).collect()
 }
 
 fn last_byte(endpoint: &PortEndpoint) -> u8 {
@@ -98,13 +85,7 @@ struct Case {
 }
 
 const CASES: &[Case] = &[
-    Case {
-        name: "none at all",
-        endpoints: &[],
-        cluster: &[],
-        local: &[],
-        all: &[],
-    },
+    Case { name: "none at all", endpoints: &[], cluster: &[], local: &[], all: &[] },
     Case {
         name: "local is told by node name",
         endpoints: &["1 ready @here", "2 ready @there", "3 ready"],
@@ -163,12 +144,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "an unready endpoint without hints has no vote",
-        endpoints: &[
-            "1 ready zone=z1",
-            "2 ready zone=z2",
-            "3 unready",
-            "4 draining",
-        ],
+        endpoints: &["1 ready zone=z1", "2 ready zone=z2", "3 unready", "4 draining"],
         cluster: &[1],
         local: &[],
         all: &[1, 2, 4],
@@ -222,66 +198,29 @@ fn table() {
     for case in CASES {
         let endpoints = case.endpoints.iter().map(|text| endpoint(text)).collect();
         let found = http_of(&[slice("s", HTTP, endpoints)], &node());
-        assert_eq!(
-            numbers(&found, &found.cluster),
-            case.cluster,
-            "{}: cluster",
-            case.name
-        );
-        assert_eq!(
-            numbers(&found, &found.local),
-            case.local,
-            "{}: local",
-            case.name
-        );
-        assert_eq!(
-            found.all.iter().map(last_byte).collect::<Vec<_>>(),
-            case.all,
-            "{}: all",
-            case.name
-        );
+        assert_eq!(numbers(&found, &found.cluster), case.cluster, "{}: cluster", case.name);
+        assert_eq!(numbers(&found, &found.local), case.local, "{}: local", case.name);
+        assert_eq!(found.all.iter().map(last_byte).collect::<Vec<_>>(), case.all, "{}: all", case.name);
     }
 }
 
 #[test]
 fn a_node_without_a_zone_ignores_zone_hints() {
-    let slices = [slice(
-        "s",
-        HTTP,
-        vec![endpoint("1 ready zone=z1"), endpoint("2 ready zone=z2")],
-    )];
-    let found = http_of(
-        &slices,
-        &NodeFacts {
-            name: "here".into(),
-            zone: None,
-        },
-    );
+    let slices = [slice("s", HTTP, vec![endpoint("1 ready zone=z1"), endpoint("2 ready zone=z2")])];
+    let found = http_of(&slices, &NodeFacts { name: "here".into(), zone: None });
     assert_eq!(numbers(&found, &found.cluster), [1, 2]);
 }
 
 #[test]
 fn slices_are_united_and_may_differ_in_ports() {
     let slices = [
-        slice(
-            "b",
-            ("http", Protocol::Tcp, 9090),
-            vec![endpoint("1 ready")],
-        ),
+        slice("b", ("http", Protocol::Tcp, 9090), vec![endpoint("1 ready")]),
         slice("a", HTTP, vec![endpoint("3 ready"), endpoint("1 ready")]),
         slice("c", ("dns", Protocol::Udp, 53), vec![endpoint("4 ready")]),
-        slice(
-            "d",
-            ("http", Protocol::Udp, 8080),
-            vec![endpoint("5 ready")],
-        ),
+        slice("d", ("http", Protocol::Udp, 8080), vec![endpoint("5 ready")]),
     ];
     let found = http_of(&slices, &node());
-    let places: Vec<_> = found
-        .all
-        .iter()
-        .map(|it| (last_byte(it), it.port))
-        .collect();
+    let places: Vec<_> = found.all.iter().map(|it| (last_byte(it), it.port)).collect();
     assert_eq!(places, [(1, 8080), (1, 9090), (3, 8080)]);
     let dns = endpoints_of_port(slices.iter(), "dns", Protocol::Udp, Family::V4, &node());
     assert_eq!(numbers(&dns, &dns.cluster), [4]);

@@ -35,10 +35,7 @@ pub enum Family {
 
 impl ServiceName {
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Self { namespace: namespace.into(), name: name.into() }
     }
 }
 
@@ -50,11 +47,7 @@ impl fmt::Display for ServiceName {
 
 impl ServicePortName {
     pub fn new(service: ServiceName, port: impl Into<Arc<str>>, protocol: Protocol) -> Self {
-        Self {
-            service,
-            port: port.into(),
-            protocol,
-        }
+        Self { service, port: port.into(), protocol }
     }
 }
 
@@ -117,11 +110,7 @@ impl FromStr for Protocol {
 
 impl Family {
     pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() {
-            Family::V4
-        } else {
-            Family::V6
-        }
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 }
 
@@ -152,10 +141,7 @@ mod tests {
     fn protocol_numbers_go_there_and_back() {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             assert_eq!(Protocol::from_number(protocol.number()), Some(protocol));
-            assert_eq!(
-                protocol.to_string().parse::<Protocol>().expect("own text"),
-                protocol
-            );
+            assert_eq!(protocol.to_string().parse::<Protocol>().expect("own text"), protocol);
         }
         assert_eq!(Protocol::from_number(1), None);
         assert!("tcp".parse::<Protocol>().is_err());

@@ -118,27 +118,18 @@ impl Service {
     }
 
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
-        self.cluster_ips
-            .iter()
-            .copied()
-            .find(|ip| Family::of(*ip) == family)
+        self.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
     }
 }
 
 impl EndpointSlice {
     pub fn key(&self) -> SliceKey {
-        SliceKey {
-            namespace: self.service.namespace.clone(),
-            name: self.name.clone(),
-        }
+        SliceKey { namespace: self.service.namespace.clone(), name: self.name.clone() }
     }
 }
 
 impl From<&Node> for NodeFacts {
     fn from(node: &Node) -> Self {
-        Self {
-            name: node.name.clone(),
-            zone: node.zone.clone(),
-        }
+        Self { name: node.name.clone(), zone: node.zone.clone() }
     }
 }

@@ -75,9 +75,7 @@ impl Snapshot {
 
     /// True when every kind has been listed once: only then may anything be deleted.
     pub fn is_synced(&self) -> bool {
-        [SourceKind::Services, SourceKind::Slices, SourceKind::Node]
-            .iter()
-            .all(|kind| self.synced.contains(kind))
+        [SourceKind::Services, SourceKind::Slices, SourceKind::Node].iter().all(|kind| self.synced.contains(kind))
     }
 
     /// The kinds that were listed in full at least once.
@@ -96,10 +94,7 @@ impl Snapshot {
 
     /// The slices of one Service, by slice name.
     pub fn slices_of(&self, service: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices
-            .get(service)
-            .into_iter()
-            .flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Every slice, also those whose Service is not (yet) known, by Service and slice name.
@@ -114,10 +109,7 @@ impl Snapshot {
 
     /// Name and zone of the own node; the name is known also before the object is.
     pub fn node_facts(&self) -> NodeFacts {
-        NodeFacts {
-            name: self.node_name.clone(),
-            zone: self.node.as_ref().and_then(|node| node.zone.clone()),
-        }
+        NodeFacts { name: self.node_name.clone(), zone: self.node.as_ref().and_then(|node| node.zone.clone()) }
     }
 
     fn apply_service(&mut self, change: Change<Service>) -> Option<ServiceName> {
@@ -136,11 +128,7 @@ impl Snapshot {
 
     fn insert_slice(&mut self, slice: EndpointSlice, touched: &mut BTreeSet<ServiceName>) {
         let key = slice.key();
-        if self
-            .slice_owner
-            .get(&key)
-            .is_some_and(|owner| *owner != slice.service)
-        {
+        if self.slice_owner.get(&key).is_some_and(|owner| *owner != slice.service) {
             touched.extend(self.remove_slice(&key));
         }
         let owner = slice.service.clone();
@@ -221,56 +209,25 @@ mod tests {
     }
 
     fn touched(names: &[&str]) -> Touched {
-        Touched {
-            services: names
-                .iter()
-                .map(|name| ServiceName::new("default", *name))
-                .collect(),
-            node: false,
-        }
+        Touched { services: names.iter().map(|name| ServiceName::new("default", *name)).collect(), node: false }
     }
 
     #[test]
     fn an_equal_object_touches_nothing() {
         let mut snapshot = Snapshot::new("node-a");
-        assert_eq!(
-            snapshot.apply(Event::Service(Change::Applied(service("web")))),
-            touched(&["web"])
-        );
-        assert_eq!(
-            snapshot.apply(Event::Service(Change::Applied(service("web")))),
-            touched(&[])
-        );
-        assert_eq!(
-            snapshot.apply(Event::Slice(Change::Applied(slice("web-1", "web")))),
-            touched(&["web"])
-        );
-        assert_eq!(
-            snapshot.apply(Event::Slice(Change::Applied(slice("web-1", "web")))),
-            touched(&[])
-        );
+        assert_eq!(snapshot.apply(Event::Service(Change::Applied(service("web")))), touched(&["web"]));
+        assert_eq!(snapshot.apply(Event::Service(Change::Applied(service("web")))), touched(&[]));
+        assert_eq!(snapshot.apply(Event::Slice(Change::Applied(slice("web-1", "web")))), touched(&["web"]));
+        assert_eq!(snapshot.apply(Event::Slice(Change::Applied(slice("web-1", "web")))), touched(&[]));
     }
 
     #[test]
     fn a_slice_that_changes_its_service_touches_both() {
         let mut snapshot = Snapshot::new("node-a");
         snapshot.apply(Event::Slice(Change::Applied(slice("s", "old"))));
-        assert_eq!(
-            snapshot.apply(Event::Slice(Change::Applied(slice("s", "new")))),
-            touched(&["new", "old"])
-        );
-        assert_eq!(
-            snapshot
-                .slices_of(&ServiceName::new("default", "old"))
-                .count(),
-            0
-        );
-        assert_eq!(
-            snapshot
-                .slices_of(&ServiceName::new("default", "new"))
-                .count(),
-            1
-        );
+        assert_eq!(snapshot.apply(Event::Slice(Change::Applied(slice("s", "new")))), touched(&["new", "old"]));
+        assert_eq!(snapshot.slices_of(&ServiceName::new("default", "old")).count(), 0);
+        assert_eq!(snapshot.slices_of(&ServiceName::new("default", "new")).count(), 1);
         assert_eq!(snapshot.slices().count(), 1);
     }
 
@@ -280,67 +237,29 @@ mod tests {
         snapshot.apply(Event::Service(Change::Applied(service("web"))));
         snapshot.apply(Event::Slice(Change::Applied(slice("web-1", "web"))));
         let key = slice("web-1", "web").key();
-        assert_eq!(
-            snapshot.apply(Event::Slice(Change::Deleted(key.clone()))),
-            touched(&["web"])
-        );
-        assert_eq!(
-            snapshot.apply(Event::Slice(Change::Deleted(key))),
-            touched(&[])
-        );
+        assert_eq!(snapshot.apply(Event::Slice(Change::Deleted(key.clone()))), touched(&["web"]));
+        assert_eq!(snapshot.apply(Event::Slice(Change::Deleted(key))), touched(&[]));
         let name = ServiceName::new("default", "web");
-        assert_eq!(
-            snapshot.apply(Event::Service(Change::Deleted(name.clone()))),
-            touched(&["web"])
-        );
-        assert_eq!(
-            snapshot.apply(Event::Service(Change::Deleted(name))),
-            touched(&[])
-        );
+        assert_eq!(snapshot.apply(Event::Service(Change::Deleted(name.clone()))), touched(&["web"]));
+        assert_eq!(snapshot.apply(Event::Service(Change::Deleted(name))), touched(&[]));
     }
 
     #[test]
     fn only_the_own_node_counts() {
         let mut snapshot = Snapshot::new("node-a");
-        assert!(
-            !snapshot
-                .apply(Event::Node(Change::Applied(node("node-b", Some("z2")))))
-                .node
-        );
+        assert!(!snapshot.apply(Event::Node(Change::Applied(node("node-b", Some("z2"))))).node);
         assert_eq!(snapshot.node_facts().zone, None);
-        assert!(
-            snapshot
-                .apply(Event::Node(Change::Applied(node("node-a", Some("z1")))))
-                .node
-        );
-        assert!(
-            !snapshot
-                .apply(Event::Node(Change::Applied(node("node-a", Some("z1")))))
-                .node
-        );
+        assert!(snapshot.apply(Event::Node(Change::Applied(node("node-a", Some("z1"))))).node);
+        assert!(!snapshot.apply(Event::Node(Change::Applied(node("node-a", Some("z1"))))).node);
         assert_eq!(snapshot.node_facts().zone.as_deref(), Some("z1"));
-        assert!(
-            snapshot
-                .apply(Event::Node(Change::Deleted("node-a".into())))
-                .node
-        );
-        assert_eq!(
-            snapshot.node_facts(),
-            NodeFacts {
-                name: "node-a".into(),
-                zone: None
-            }
-        );
+        assert!(snapshot.apply(Event::Node(Change::Deleted("node-a".into()))).node);
+        assert_eq!(snapshot.node_facts(), NodeFacts { name: "node-a".into(), zone: None });
     }
 
     #[test]
     fn synced_when_every_kind_was_listed() {
         let mut snapshot = Snapshot::new("node-a");
-        for (kind, all) in [
-            (SourceKind::Services, false),
-            (SourceKind::Slices, false),
-            (SourceKind::Node, true),
-        ] {
+        for (kind, all) in [(SourceKind::Services, false), (SourceKind::Slices, false), (SourceKind::Node, true)] {
             assert!(snapshot.apply(Event::Synced(kind)).is_empty());
             assert_eq!(snapshot.is_synced(), all, "after {kind:?}");
         }
