@@ -209,7 +209,7 @@ fn compile_linker(llvm_major: u32, prefix: &str) -> Result<()> {
     println!("compiling bpf-linker {LINKER_VERSION} for LLVM {llvm_major} into {} (about a minute)", root.display());
     let outcome = run::run(
         workspace::cargo()
-            .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force", "--quiet"])
+            .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
             .args(["--no-default-features", "--features", &format!("llvm-{llvm_major}")])
             .arg("--root")
             .arg(&root)
