@@ -3,3 +3,4 @@
 pub mod desired;
 pub mod ingest;
 pub mod model;
+pub mod object;
