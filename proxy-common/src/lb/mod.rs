@@ -1,1 +1,19 @@
+//! What happens to a packet or a socket. Reading order: [`decide_ingress`] and [`decide_egress`] in decide.rs, then
+//! new_flow.rs (choice of an endpoint), select.rs, conntrack.rs (known flows), snat.rs; connect.rs for sockets.
 
+mod connect;
+mod conntrack;
+mod decide;
+mod new_flow;
+mod select;
+mod snat;
+mod tables;
+mod verdict;
+
+pub use connect::{SockOutcome, SockRequest, connect, reveal};
+pub use conntrack::{HEAL_INTERVAL_S, Side, next_state};
+pub use decide::{TranslatedFamily, decide_egress, decide_ingress};
+pub use select::{Chosen, Client, NotChosen, select_backend};
+pub use snat::{NodeAddress, SNAT_WINDOW, is_reusable};
+pub use tables::{Insert, TableFull, Tables};
+pub use verdict::{CHANGED_DST, CHANGED_DST_PORT, CHANGED_SRC, CHANGED_SRC_PORT, Env, Rewrite, Verdict};

@@ -1,0 +1,144 @@
+//! The decision for a socket: the destination is translated once, afterwards packets cost nothing.
+
+use super::new_flow::lookup_service;
+use super::select::{Chosen, Client, NotChosen, select_backend};
+use super::tables::Tables;
+use crate::abi::{
+    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, BackendState, CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, EmptySet,
+    Reason, SERVICE_SOURCE_RANGES, SockDirection, SockKey, SockPeer,
+};
+use crate::net::{Address, Family, TCP, UDP};
+
+/// A socket on its way to a destination.
+#[derive(Clone, Copy)]
+pub struct SockRequest<F: Family> {
+    pub addr: F::Addr,
+    pub port: u16,
+    pub protocol: u8,
+    pub cookie: u64,
+    /// Cookie of the socket's network namespace.
+    pub netns: u64,
+}
+
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SockOutcome<F: Family> {
+    /// As it is. Not every reason is worth a count.
+    Pass(Reason),
+    To {
+        addr: F::Addr,
+        port: u16,
+        reason: Reason,
+    },
+    /// ECONNREFUSED.
+    Refuse,
+    /// EHOSTUNREACH.
+    Unreachable,
+}
+
+/// `connect` and `sendmsg` with a destination.
+#[inline(always)]
+pub fn connect<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) -> SockOutcome<F> {
+    let config = tables.config();
+    let host = request.netns == config.host_netns_cookie;
+    if !config.has(if host { CONFIG_CONNECT_HOST } else { CONFIG_CONNECT_PODS })
+        || (request.protocol != TCP && request.protocol != UDP)
+    {
+        return SockOutcome::Pass(Reason::NotOurs);
+    }
+    let addr_flags = if !request.addr.is_loopback() {
+        tables.address(&request.addr)
+    } else if host {
+        // NodePorts also listen on the node's own loopback; a pod's loopback is the pod's.
+        ADDR_NODE | ADDR_NODEPORT
+    } else {
+        0
+    };
+    if addr_flags == 0 {
+        if tables.in_service_cidr(&request.addr) {
+            return SockOutcome::Unreachable;
+        }
+        return SockOutcome::Pass(Reason::NotOurs);
+    }
+    let Some(service) = lookup_service(tables, &request.addr, request.port, request.protocol, addr_flags) else {
+        return if addr_flags & ADDR_CLUSTER_IP != 0 {
+            refuse(request)
+        } else {
+            SockOutcome::Pass(Reason::UnknownPort)
+        };
+    };
+    if service.flags & SERVICE_SOURCE_RANGES != 0 {
+        // The client's address is not known before the route is.
+        return SockOutcome::Pass(Reason::SockLeft);
+    }
+    if request.protocol == UDP
+        && let Some(peer) = sticky(tables, request)
+    {
+        return SockOutcome::To { addr: peer.addr, port: peer.port, reason: Reason::SockSticky };
+    }
+    let client = Client::by_netns::<F>(tables.random(), request.netns);
+    match select_backend(tables, &service, &client) {
+        Ok(chosen) => translate(tables, request, &chosen),
+        Err(NotChosen::Empty(EmptySet::Refuse)) => refuse(request),
+        Err(NotChosen::Empty(EmptySet::Drop) | NotChosen::Stale) => SockOutcome::Unreachable,
+    }
+}
+
+/// What an application must see instead of the backend `addr:port`: `recvmsg`, `getpeername`.
+#[inline(always)]
+pub fn reveal<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) -> Option<(F::Addr, u16)> {
+    let key = sock_key(request, SockDirection::Reply);
+    let peer = tables.sock(&key)?;
+    (peer.check == request.cookie as u32).then_some((peer.addr, peer.port))
+}
+
+/// TCP is refused at once; a UDP socket may connect, its packets are refused.
+#[inline(always)]
+fn refuse<F: Family>(request: &SockRequest<F>) -> SockOutcome<F> {
+    if request.protocol == TCP { SockOutcome::Refuse } else { SockOutcome::Pass(Reason::SockLeft) }
+}
+
+#[inline(always)]
+fn sock_key<F: Family>(request: &SockRequest<F>, direction: SockDirection) -> SockKey<F> {
+    SockKey {
+        cookie: [request.cookie as u32, (request.cookie >> 32) as u32],
+        addr: request.addr,
+        port: request.port,
+        protocol: request.protocol,
+        direction,
+    }
+}
+
+/// The backend that earlier datagrams of this socket to this frontend went to, if it still serves.
+#[inline(always)]
+fn sticky<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) -> Option<SockPeer<F>> {
+    let peer = tables.sock(&sock_key(request, SockDirection::Request))?;
+    if peer.check != request.cookie as u32 {
+        return None;
+    }
+    let backend = tables.backend(peer.backend_id)?;
+    let serving = matches!(backend.state, BackendState::Serving) && backend.generation == peer.generation;
+    serving.then_some(peer)
+}
+
+#[inline(always)]
+fn translate<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>, chosen: &Chosen<F>) -> SockOutcome<F> {
+    let backend = &chosen.backend;
+    let mut peer = SockPeer {
+        addr: request.addr,
+        port: request.port,
+        zero: 0,
+        backend_id: chosen.id,
+        generation: backend.generation,
+        check: request.cookie as u32,
+    };
+    let there = SockRequest { addr: backend.addr, port: backend.port, ..*request };
+    // Without the entry the application would see the backend's address: no reason to fail a connection.
+    let _ = tables.put_sock(&sock_key(&there, SockDirection::Reply), &peer);
+    if request.protocol == UDP {
+        peer.addr = backend.addr;
+        peer.port = backend.port;
+        let _ = tables.put_sock(&sock_key(request, SockDirection::Request), &peer);
+    }
+    SockOutcome::To { addr: backend.addr, port: backend.port, reason: Reason::SockTranslated }
+}

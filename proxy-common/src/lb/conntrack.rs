@@ -1,0 +1,199 @@
+//! Known flows: the state of a connection, and the care for its other half.
+
+use super::tables::{Insert, Tables};
+use crate::abi::{BackendState, FLOW_HAIRPIN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState};
+use crate::net::{Address, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN};
+
+/// A flow's other half is looked after at most once in this time.
+pub const HEAL_INTERVAL_S: u32 = 1;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    Client,
+    Backend,
+}
+
+/// State after a segment (flags `tcp`) or a datagram (`tcp` = 0) from `side`.
+#[inline(always)]
+#[must_use]
+pub fn next_state(state: FlowState, tcp: u8, side: Side) -> FlowState {
+    use FlowState::{Closed, Established, FinFromBackend, FinFromClient, New, None};
+    if matches!(state, Closed) || tcp & TCP_RST != 0 {
+        return Closed;
+    }
+    if tcp & TCP_FIN != 0 {
+        return match (state, side) {
+            (FinFromBackend, Side::Client) | (FinFromClient, Side::Backend) => Closed,
+            (_, Side::Client) => FinFromClient,
+            (_, Side::Backend) => FinFromBackend,
+        };
+    }
+    match (state, side) {
+        (None, Side::Client) => New,
+        (None | New, Side::Backend) => Established,
+        (state, _) => state,
+    }
+}
+
+/// What CONNTRACK says of a packet on its way from the client.
+pub(super) enum Known<F: Family> {
+    /// No entry, or one whose flow is over: choose.
+    No,
+    Forward(Flow<F>, Heal),
+    /// A reply to a socket of this node.
+    OwnReply(Flow<F>),
+}
+
+/// Whether the other half is due for care.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heal {
+    Due,
+    NotYet,
+}
+
+/// Looks up a packet addressed to us, and notes that it was seen.
+#[inline(always)]
+pub(super) fn lookup_conntrack<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F>,
+    packet: &Packet<F>,
+    now_s: u32,
+) -> Known<F> {
+    let check = key.check();
+    let known = tables.flow(key, |flow| {
+        if flow.check != check {
+            return Known::No;
+        }
+        match flow.kind {
+            FlowKind::Forward => {
+                if is_over(tables, flow, packet, now_s) {
+                    return Known::No;
+                }
+                flow.state = next_state(flow.state, packet.tcp_flags, Side::Client);
+                if !matches!(flow.state, FlowState::Closed) && flow.last_seen_s != now_s {
+                    flow.last_seen_s = now_s;
+                }
+                let due = now_s.wrapping_sub(flow.healed_s) >= HEAL_INTERVAL_S;
+                if due {
+                    flow.healed_s = now_s;
+                }
+                Known::Forward(*flow, if due { Heal::Due } else { Heal::NotYet })
+            }
+            FlowKind::Reply => Known::OwnReply(*flow),
+            FlowKind::Source | FlowKind::None => Known::No,
+        }
+    });
+    known.unwrap_or(Known::No)
+}
+
+/// True if the packet opens a new flow although the tuple has an entry.
+#[inline(always)]
+fn is_over<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, packet: &Packet<F>, now_s: u32) -> bool {
+    if !packet.is_tcp() {
+        let idle = now_s.wrapping_sub(flow.last_seen_s) > tables.config().udp_timeout_s;
+        return idle || is_gone(tables, flow);
+    }
+    if !packet.is_syn() {
+        return false;
+    }
+    match flow.state {
+        FlowState::Closed => true,
+        // Not answered yet, and its endpoint went away: the retransmission may go elsewhere.
+        FlowState::New => is_gone(tables, flow),
+        _ => false,
+    }
+}
+
+/// True if the flow's endpoint is no longer the one it was at selection.
+#[inline(always)]
+fn is_gone<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
+    match tables.backend(flow.backend_id) {
+        Some(backend) => !matches!(backend.state, BackendState::Serving) || backend.generation != flow.generation,
+        None => true,
+    }
+}
+
+/// The key of the flow's reply, as the backend sends it before any SNAT is reversed.
+#[inline(always)]
+pub(super) fn reply_key<F: Family>(flow: &Flow<F>, client: F::Addr, port: u16, protocol: u8) -> FlowKey<F> {
+    FlowKey::<F>::new(flow.backend, flow.backend_port, client, port, protocol)
+}
+
+/// The client's port as the stack sees it: the client's own, unless another flow had the tuple. (A hairpin flow keeps its
+/// SNAT port in `source_port`.)
+#[inline(always)]
+pub(super) fn stack_port<F: Family>(flow: &Flow<F>) -> u16 {
+    if flow.source_port != 0 && flow.flags & FLOW_HAIRPIN == 0 { flow.source_port } else { flow.client_port }
+}
+
+/// Makes the other half anew if it was evicted; looking at it also keeps it from being the next to go.
+#[inline(always)]
+pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &mut Flow<F>) {
+    let port = stack_port(flow);
+    let reply = reply_key(flow, key.src, port, key.protocol);
+    let check = reply.check();
+    flow.check = check;
+    if tables.flow(&reply, |there| there.check == check) != Some(true) {
+        flow.kind = FlowKind::Reply;
+        let _ = tables.put_flow(&reply, flow, Insert::Any);
+    }
+    if flow.flags & FLOW_SNAT != 0 {
+        let source = FlowKey::<F>::new(key.src, port, flow.backend, flow.backend_port, key.protocol);
+        let check = source.check();
+        if tables.flow(&source, |there| there.check == check) != Some(true) {
+            flow.kind = FlowKind::Source;
+            flow.check = check;
+            flow.source = F::Addr::ZERO;
+            flow.source_port = 0;
+            let _ = tables.put_flow(&source, flow, Insert::Any);
+        }
+    }
+}
+
+/// Tells the forward half of a reply's SYN, FIN or RST: it alone holds the connection's state.
+#[inline(always)]
+pub(super) fn note_reply<F: Family, T: Tables<F>>(
+    tables: &T,
+    reply: &Flow<F>,
+    client: F::Addr,
+    packet: &Packet<F>,
+    now_s: u32,
+) {
+    if packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
+        return;
+    }
+    let key = FlowKey::<F>::new(client, reply.client_port, reply.frontend, reply.frontend_port, packet.protocol);
+    let check = key.check();
+    tables.flow(&key, |forward| {
+        if forward.check == check
+            && forward.backend == reply.backend
+            && forward.backend_port == reply.backend_port
+            && !matches!(forward.state, FlowState::Closed)
+        {
+            forward.state = next_state(forward.state, packet.tcp_flags, Side::Backend);
+            forward.last_seen_s = now_s;
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::TCP_ACK;
+
+    #[test]
+    fn a_connection_from_syn_to_fin() {
+        use FlowState::*;
+        let state = next_state(None, TCP_SYN, Side::Client);
+        assert_eq!(state, New);
+        let state = next_state(state, TCP_SYN | TCP_ACK, Side::Backend);
+        assert_eq!(state, Established);
+        let state = next_state(state, TCP_FIN | TCP_ACK, Side::Client);
+        assert_eq!(state, FinFromClient);
+        assert_eq!(next_state(state, TCP_ACK, Side::Backend), FinFromClient, "one FIN: still open");
+        assert_eq!(next_state(state, TCP_FIN, Side::Client), FinFromClient, "the same FIN again");
+        assert_eq!(next_state(state, TCP_FIN | TCP_ACK, Side::Backend), Closed);
+        assert_eq!(next_state(New, TCP_RST, Side::Backend), Closed);
+        assert_eq!(next_state(Closed, TCP_ACK, Side::Client), Closed);
+    }
+}

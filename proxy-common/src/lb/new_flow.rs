@@ -1,0 +1,237 @@
+//! A packet to one of our addresses that belongs to no flow: find the frontend, choose an endpoint, remember the flow.
+
+use super::conntrack::{reply_key, stack_port};
+use super::decide::TranslatedFamily;
+use super::select::{Client, NotChosen, select_backend};
+use super::snat::{SnatRequest, node_address, plan_snat};
+use super::tables::{Insert, Tables};
+use super::verdict::{Env, Rewrite, Verdict};
+use crate::abi::{
+    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, Action, BACKEND_DIRECT, CONFIG_MASQUERADE_ALL, EmptySet, FLOW_HAIRPIN,
+    FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SERVICE_SOURCE_RANGES, Service,
+    ServiceKey,
+};
+use crate::net::{Address, Family, Packet};
+
+/// Other source ports tried when another flow of the client has the tuple towards the same backend.
+const REMAP_TRIES: u32 = 8;
+
+/// Exact address first, then NodePort .
+#[inline(always)]
+pub(super) fn lookup_service<F: Family, T: Tables<F>>(
+    tables: &T,
+    addr: &F::Addr,
+    port: u16,
+    protocol: u8,
+    addr_flags: u32,
+) -> Option<Service> {
+    let mut key = ServiceKey { addr: *addr, port, protocol, zero: 0 };
+    if let Some(service) = tables.service(&key) {
+        return Some(service);
+    }
+    if addr_flags & ADDR_NODEPORT == 0 {
+        return None;
+    }
+    key.addr = F::Addr::ZERO;
+    tables.service(&key)
+}
+
+/// Decides a packet without an entry. `addr_flags` is what ADDRS says of its destination.
+#[inline(always)]
+pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
+    tables: &T,
+    env: &Env,
+    packet: &Packet<F>,
+    key: &FlowKey<F>,
+    addr_flags: u32,
+    rewrite: &mut Rewrite<F>,
+) -> Verdict {
+    if packet.is_tcp() && !packet.is_syn() {
+        return Verdict::pass(Reason::NoFlow);
+    }
+    let tuple = &packet.tuple;
+    let Some(service) = lookup_service(tables, &tuple.dst, tuple.dst_port, packet.protocol, addr_flags) else {
+        return if addr_flags & ADDR_CLUSTER_IP != 0 {
+            Verdict::refuse(Reason::UnknownClusterIpPort)
+        } else {
+            Verdict::pass(Reason::UnknownPort)
+        };
+    };
+    if !packet.is_tcp() && !env.own && addr_flags & ADDR_NODE != 0 && tables.has_connected_udp(tuple) {
+        return Verdict::pass(Reason::OwnSocket);
+    }
+    if service.flags & SERVICE_SOURCE_RANGES != 0 && !tables.source_allowed(service.id, &tuple.src) {
+        return Verdict::drop(Reason::SourceNotAllowed);
+    }
+    let internal = env.own || is_pod_link(tables, env.ifindex);
+    let client = Client::by_address::<F>(internal, key.hash(tables.config().seed), &tuple.src);
+    let chosen = match select_backend(tables, &service, &client) {
+        Ok(chosen) => chosen,
+        Err(NotChosen::Empty(EmptySet::Refuse)) => return Verdict::refuse(Reason::NoEndpoints),
+        Err(NotChosen::Empty(EmptySet::Drop)) => return Verdict::drop(Reason::NoLocalEndpoints),
+        Err(NotChosen::Stale) => return Verdict::drop(Reason::StaleRing),
+    };
+    let backend = &chosen.backend;
+    let mut flags = 0;
+    if env.own {
+        flags |= FLOW_OWN;
+        // lo carries no hook, and a packet from lo's side with our own source would be a martian elsewhere.
+        if tables.address(&backend.addr) & ADDR_NODE != 0 {
+            return Verdict::drop(Reason::NoRoute);
+        }
+    } else if backend.addr == tuple.src {
+        flags |= FLOW_HAIRPIN;
+    } else if backend.flags & BACKEND_DIRECT == 0 && !internal || tables.config().has(CONFIG_MASQUERADE_ALL) {
+        flags |= FLOW_SNAT;
+    }
+    let now_s = tables.now_s();
+    let mut flow = Flow {
+        frontend: tuple.dst,
+        frontend_port: tuple.dst_port,
+        backend: backend.addr,
+        backend_port: backend.port,
+        client_port: tuple.src_port,
+        backend_id: chosen.id,
+        generation: backend.generation,
+        service: service.id,
+        ifindex: if env.own { 0 } else { env.ifindex },
+        last_seen_s: now_s,
+        healed_s: now_s,
+        state: FlowState::New,
+        flags,
+        ..Flow::EMPTY
+    };
+    match remember(tables, env, packet, key, &mut flow) {
+        Ok(()) => {}
+        Err(reason) => return Verdict::new(Action::Drop, reason, chosen.id),
+    }
+    forward(tables, env, packet, &flow, Reason::NewFlow, rewrite)
+}
+
+/// True if the interface leads to pods of this node.
+#[inline(always)]
+pub(super) fn is_pod_link<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
+    matches!(tables.iface(ifindex), Some(iface) if matches!(iface.role, IfaceRole::Pod))
+}
+
+/// Writes the entries of a new flow, the reply's first: no packet must go out whose answer would not be known.
+#[inline(always)]
+fn remember<F: TranslatedFamily, T: Tables<F>>(
+    tables: &T,
+    env: &Env,
+    packet: &Packet<F>,
+    key: &FlowKey<F>,
+    flow: &mut Flow<F>,
+) -> Result<(), Reason> {
+    put_reply(tables, packet, flow)?;
+    let port = if flow.source_port != 0 { flow.source_port } else { flow.client_port };
+    if flow.flags & FLOW_HAIRPIN != 0 {
+        let node = node_address::<F, T>(tables, env.ifindex).ok_or(Reason::NoNodeAddress)?;
+        let request = SnatRequest {
+            client: packet.tuple.src,
+            client_port: port,
+            backend: flow.backend,
+            backend_port: flow.backend_port,
+            node,
+            protocol: packet.protocol,
+            flags: FLOW_HAIRPIN,
+            heal: false,
+        };
+        flow.source_port = plan_snat(tables, &request)?;
+        flow.source = node;
+    } else if flow.flags & FLOW_SNAT != 0 {
+        let source = FlowKey::<F>::new(packet.tuple.src, port, flow.backend, flow.backend_port, packet.protocol);
+        let kept = flow.source_port;
+        flow.kind = FlowKind::Source;
+        flow.check = source.check();
+        // The address is that of the link it will leave by; chosen there.
+        flow.source_port = 0;
+        tables.put_flow(&source, flow, Insert::Any).map_err(|_| Reason::TableFull)?;
+        flow.source_port = kept;
+    }
+    flow.kind = FlowKind::Forward;
+    flow.check = key.check();
+    tables.put_flow(key, flow, Insert::Any).map_err(|_| Reason::TableFull)
+}
+
+/// Writes the reply's entry. If another flow has the tuple (one client port, two frontends that share a backend), the client
+/// gets another source port from the range that is ours alone.
+#[inline(always)]
+fn put_reply<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>, flow: &mut Flow<F>) -> Result<(), Reason> {
+    let mut reply = reply_key(flow, packet.tuple.src, packet.tuple.src_port, packet.protocol);
+    let config = tables.config();
+    let range = u32::from(config.snat_last.wrapping_sub(config.snat_first)) + 1;
+    let first = reply.hash(config.seed);
+    flow.kind = FlowKind::Reply;
+    let mut i = 0;
+    while i <= REMAP_TRIES {
+        flow.check = reply.check();
+        if tables.put_flow(&reply, flow, Insert::New).is_ok() {
+            return Ok(());
+        }
+        if may_replace(tables, &reply, packet, flow) {
+            return tables.put_flow(&reply, flow, Insert::Any).map_err(|_| Reason::TableFull);
+        }
+        let offset = (u64::from(first.wrapping_add(i.wrapping_mul(0x9e37_79b9))) * u64::from(range)) >> 32;
+        let port = config.snat_first.wrapping_add(offset as u16);
+        reply.dst_port = port;
+        flow.source_port = port;
+        i += 1;
+    }
+    Err(Reason::TupleBusy)
+}
+
+/// True if the reply entry in the way is this flow's own, a stale one, or belongs to a flow that is over.
+#[inline(always)]
+fn may_replace<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, packet: &Packet<F>, flow: &Flow<F>) -> bool {
+    let check = key.check();
+    let Some(there) = tables.flow(key, |there| *there) else { return true };
+    if there.check != check || !matches!(there.kind, FlowKind::Reply) {
+        return true;
+    }
+    if there.frontend == flow.frontend
+        && there.frontend_port == flow.frontend_port
+        && there.client_port == flow.client_port
+    {
+        return true;
+    }
+    let forward =
+        FlowKey::<F>::new(packet.tuple.src, there.client_port, there.frontend, there.frontend_port, packet.protocol);
+    let check = forward.check();
+    let now_s = tables.now_s();
+    let udp_timeout_s = tables.config().udp_timeout_s;
+    let alive = tables.flow(&forward, |forward| {
+        forward.check == check
+            && forward.backend == flow.backend
+            && forward.backend_port == flow.backend_port
+            && !matches!(forward.state, FlowState::Closed)
+            && (packet.is_tcp() || now_s.wrapping_sub(forward.last_seen_s) <= udp_timeout_s)
+    });
+    alive != Some(true)
+}
+
+/// The translation of a packet of a known flow on its way from the client.
+#[inline(always)]
+pub(super) fn forward<F: TranslatedFamily, T: Tables<F>>(
+    tables: &T,
+    env: &Env,
+    packet: &Packet<F>,
+    flow: &Flow<F>,
+    reason: Reason,
+    rewrite: &mut Rewrite<F>,
+) -> Verdict {
+    rewrite.set_dst(flow.backend, flow.backend_port);
+    if flow.flags & FLOW_HAIRPIN != 0 {
+        rewrite.set_src(flow.source, flow.source_port);
+        rewrite.bounce = true;
+        return Verdict::redirect(Reason::HairpinForward, env.ifindex, flow.backend_id);
+    }
+    rewrite.set_src_port(stack_port(flow));
+    if flow.flags & FLOW_OWN != 0 {
+        return match tables.route(&packet.tuple.src, &flow.backend) {
+            Some(ifindex) => Verdict::redirect(Reason::OwnForward, ifindex, flow.backend_id),
+            None => Verdict::new(Action::Drop, Reason::NoRoute, flow.backend_id),
+        };
+    }
+    Verdict::new(Action::Pass, reason, flow.backend_id)
+}

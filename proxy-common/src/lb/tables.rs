@@ -1,0 +1,51 @@
+//! The maps as the decision code sees them. The kernel implements this over BPF maps, the tests over plain collections.
+
+use crate::abi::{
+    AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, Iface, RingSlot, Service, ServiceKey,
+    SnatEntry, SockKey, SockPeer,
+};
+use crate::net::{Family, Tuple};
+
+/// How an entry is written: `Any` replaces (BPF_ANY), `New` must not (BPF_NOEXIST).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Insert {
+    Any,
+    New,
+}
+
+/// The entry was not written: the table is full or, for [`Insert::New`], the key is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableFull;
+
+/// Entries that packets change are handed to a closure: a reference must not outlive the next write to its map.
+pub trait Tables<F: Family> {
+    fn config(&self) -> &Config;
+    /// Seconds since boot.
+    fn now_s(&self) -> u32;
+    /// Uniform, for connect time.
+    fn random(&self) -> u32;
+
+    /// Bits `ADDR_*`; 0 = unknown.
+    fn address(&self, addr: &F::Addr) -> u32;
+    fn in_service_cidr(&self, addr: &F::Addr) -> bool;
+    fn service(&self, key: &ServiceKey<F>) -> Option<Service>;
+    fn set(&self, index: u32) -> EndpointSet;
+    fn ring(&self, index: u32) -> Option<RingSlot>;
+    fn backend(&self, id: u32) -> Option<Backend<F>>;
+    fn source_allowed(&self, service: u32, client: &F::Addr) -> bool;
+    fn iface(&self, ifindex: u32) -> Option<Iface>;
+
+    fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R>;
+    fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull>;
+    fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R>;
+    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull>;
+    fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R>;
+    fn put_affinity(&self, key: &AffinityKey, value: &AffinityValue) -> Result<(), TableFull>;
+    fn sock(&self, key: &SockKey<F>) -> Option<SockPeer<F>>;
+    fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull>;
+
+    /// The interface that leads from `src` to `dst`, by the node's routes.
+    fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32>;
+    /// True if a connected UDP socket of this node receives packets with this tuple.
+    fn has_connected_udp(&self, tuple: &Tuple<F>) -> bool;
+}

@@ -1,0 +1,108 @@
+//! The result of a decision: a [`Verdict`], and a [`Rewrite`] if the packet changes.
+
+use crate::abi::{Action, Reason};
+use crate::net::{Address, Family, Packet, Tuple};
+
+/// Where a packet is.
+#[derive(Clone, Copy, Debug)]
+pub struct Env {
+    /// The interface that the hook sits on.
+    pub ifindex: u32,
+    /// At egress: made by a socket of this node (it came in by no interface).
+    pub own: bool,
+}
+
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    pub action: Action,
+    pub reason: Reason,
+    /// Target of a redirect.
+    pub ifindex: u32,
+    /// Backend id, 0 if none was involved.
+    pub backend: u32,
+}
+
+impl Verdict {
+    #[inline(always)]
+    pub const fn new(action: Action, reason: Reason, backend: u32) -> Self {
+        Self { action, reason, ifindex: 0, backend }
+    }
+    #[inline(always)]
+    pub const fn pass(reason: Reason) -> Self {
+        Self::new(Action::Pass, reason, 0)
+    }
+    #[inline(always)]
+    pub const fn drop(reason: Reason) -> Self {
+        Self::new(Action::Drop, reason, 0)
+    }
+    #[inline(always)]
+    pub const fn refuse(reason: Reason) -> Self {
+        Self::new(Action::Reply, reason, 0)
+    }
+    #[inline(always)]
+    pub const fn redirect(reason: Reason, ifindex: u32, backend: u32) -> Self {
+        Self { action: Action::Redirect, reason, ifindex, backend }
+    }
+}
+
+pub const CHANGED_SRC: u8 = 1;
+pub const CHANGED_DST: u8 = 2;
+pub const CHANGED_SRC_PORT: u8 = 4;
+pub const CHANGED_DST_PORT: u8 = 8;
+
+/// The tuple that the packet leaves with.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rewrite<F: Family> {
+    pub tuple: Tuple<F>,
+    /// Bits `CHANGED_*`; 0: the packet stays as it is.
+    pub changed: u8,
+    /// Sent back out of the interface it came in by: the link addresses change places.
+    pub bounce: bool,
+}
+
+impl<F: Family> Rewrite<F> {
+    pub const NONE: Self = Self {
+        tuple: Tuple { src: F::Addr::ZERO, dst: F::Addr::ZERO, src_port: 0, dst_port: 0 },
+        changed: 0,
+        bounce: false,
+    };
+
+    /// Starts from the packet's own tuple.
+    #[inline(always)]
+    pub fn start(&mut self, packet: &Packet<F>) {
+        self.tuple = packet.tuple;
+        self.changed = 0;
+        self.bounce = false;
+    }
+
+    #[inline(always)]
+    pub fn set_dst(&mut self, addr: F::Addr, port: u16) {
+        if self.tuple.dst != addr {
+            self.tuple.dst = addr;
+            self.changed |= CHANGED_DST;
+        }
+        if self.tuple.dst_port != port {
+            self.tuple.dst_port = port;
+            self.changed |= CHANGED_DST_PORT;
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_src(&mut self, addr: F::Addr, port: u16) {
+        if self.tuple.src != addr {
+            self.tuple.src = addr;
+            self.changed |= CHANGED_SRC;
+        }
+        self.set_src_port(port);
+    }
+
+    #[inline(always)]
+    pub fn set_src_port(&mut self, port: u16) {
+        if self.tuple.src_port != port {
+            self.tuple.src_port = port;
+            self.changed |= CHANGED_SRC_PORT;
+        }
+    }
+}
