@@ -1,1 +1,11 @@
+//! The test rig of Weir: a small cluster out of network namespaces on one machine, and the doubles around it.
+//!
+//! Used by the end-to-end tests, the demo and the benchmarks. Agents under test run as real processes;
+//! nothing here links their decision code.
+//!
+//! * [`world`]: namespaces as nodes, pods and clients, and the processes inside them.
+//! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
 
+pub mod call;
+pub mod echo;
+pub mod world;
