@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -76,8 +76,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if prepare(&mut ledger, root) {
         for stage in Stage::value_variants() {
             let wanted = options.stages.is_empty() || options.stages.contains(stage);
-            if wanted && !run_stage(&mut ledger, *stage, root) {
-                break;
+            if wanted {
+                run_stage(&mut ledger, *stage, root);
             }
         }
     }
@@ -85,39 +85,38 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if ledger.counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Setup and the builds, without which nothing else can run.
+/// Setup and the builds, without which nothing else can run. Warnings in the kernel programs are a
+/// failure, but there is an object to go on with.
 fn prepare(ledger: &mut Ledger, root: Root) -> bool {
     let scope = if root == Root::None { Scope::Build } else { Scope::All };
-    ledger.stage("setup", || setup::ensure(scope).map(|()| None))
-        && ledger.stage("build-ebpf", || match build_ebpf::build(Choice::Auto)? {
-            0 => Ok(None),
-            warnings => bail!("{warnings} warnings in the kernel programs"),
-        })
+    if !ledger.stage("setup", || setup::ensure(scope).map(|()| None)) {
+        return false;
+    }
+    let mut built = false;
+    ledger.stage("build-ebpf", || {
+        let warnings = build_ebpf::build(Choice::Auto)?;
+        built = true;
+        ensure!(warnings == 0, "{warnings} warnings in the kernel programs");
+        Ok(None)
+    });
+    built
         && ledger.stage("build", || {
-            let bins = ["build", "--locked", "--package", "proxy-agent", "--package", "proxy-rig", "--bins"];
-            run::run(workspace::cargo().args(bins)).map(|()| None)
+            let packages = ["--package", "proxy-agent", "--package", "proxy-rig"];
+            let mut command = workspace::cargo();
+            run::run(command.args(["build", "--locked", "--bins"]).args(packages)).map(|()| None)
         })
 }
 
-/// Runs one stage. False ends the run.
-fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) -> bool {
+/// Runs one stage. Its failure does not hide what the later stages find.
+fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) {
     match stage {
-        Stage::Fmt => ledger.stage("fmt", || cargo_check(&["fmt", "--all", "--check"])),
+        Stage::Fmt => ledger.stage("fmt", || cargo_check("fmt --all --check")),
         Stage::Clippy => ledger.stage("clippy", || {
-            cargo_check(&[
-                "clippy",
-                "--workspace",
-                "--exclude",
-                "proxy-ebpf",
-                "--all-targets",
-                "--locked",
-                "--",
-                "-Dwarnings",
-            ])
+            cargo_check("clippy --workspace --exclude proxy-ebpf --all-targets --locked -- -Dwarnings")
         }),
-        Stage::ClippyEbpf => ledger.stage("clippy-ebpf", || {
-            cargo_check(&["clippy", "--package", "proxy-ebpf", "--locked", "--", "-Dwarnings"])
-        }),
+        Stage::ClippyEbpf => {
+            ledger.stage("clippy-ebpf", || cargo_check("clippy --package proxy-ebpf --locked -- -Dwarnings"))
+        }
         Stage::Docs => ledger.stage("docs", || doc_links::check().map(|()| None)),
         Stage::Unit => ledger.stage("unit", unit_tests),
         Stage::Model => ledger.stage("model", || suite("model", Root::Direct)),
@@ -125,12 +124,10 @@ fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) -> bool {
         Stage::Netns => ledger.stage("netns", || suite("netns", root)),
         Stage::Agent => ledger.stage("agent", || suite("agent", root)),
     };
-    // A failed check or test does not hide what the later stages find.
-    true
 }
 
-fn cargo_check(args: &[&str]) -> Result<Option<Counts>> {
-    run::run(workspace::cargo().args(args)).map(|()| None)
+fn cargo_check(args: &str) -> Result<Option<Counts>> {
+    run::run(workspace::cargo().args(args.split_whitespace())).map(|()| None)
 }
 
 /// Unit and property tests, by nextest where it is installed.
