@@ -1,10 +1,10 @@
 //! Installs packages on Debian and Ubuntu, as root or through sudo. Called by setup.
 
 use std::{
-    cell::Cell,
     io::IsTerminal,
     path::Path,
     process::{Command, Stdio},
+    sync::Once,
 };
 
 use anyhow::Result;
@@ -14,8 +14,10 @@ use crate::run;
 /// How this user may install packages.
 pub(crate) struct Apt {
     sudo: bool,
-    updated: Cell<bool>,
 }
+
+/// The package lists are read once in a run, however many steps install something.
+static UPDATE: Once = Once::new();
 
 impl Apt {
     /// `Err` with the reason where packages cannot be installed from here.
@@ -27,13 +29,15 @@ impl Apt {
         if sudo && !can_sudo() {
             return Err("installing packages needs root or sudo");
         }
-        Ok(Self { sudo, updated: Cell::new(false) })
+        Ok(Self { sudo })
     }
 
     pub(crate) fn install(&self, packages: &[String]) -> Result<()> {
         self.update_once();
         println!("installing: {}", packages.join(" "));
-        run::run(self.command().args(["install", "--yes", "--no-install-recommends", "-qq"]).args(packages))
+        // A conflict with what the user has installed is for the user to decide.
+        let options = ["install", "--yes", "--no-remove", "--no-install-recommends", "-qq"];
+        run::run(self.command().args(options).args(packages))
     }
 
     /// Whether a repository offers this package.
@@ -45,13 +49,12 @@ impl Apt {
     /// A repository that fails (a third party's, say) must not stop the others: if a package is not
     /// found because of it, the installation says so.
     fn update_once(&self) {
-        if self.updated.replace(true) {
-            return;
-        }
-        println!("updating the package lists");
-        if let Err(error) = run::run(self.command().args(["update", "-qq"])) {
-            eprintln!("warning: {error:#}");
-        }
+        UPDATE.call_once(|| {
+            println!("updating the package lists");
+            if let Err(error) = run::run(self.command().args(["update", "-qq"])) {
+                eprintln!("warning: {error:#}");
+            }
+        });
     }
 
     fn command(&self) -> Command {

@@ -23,7 +23,8 @@ const PROFILE: &str = "ebpf";
 const BINARY: &str = "weir-ebpf";
 
 /// The command: builds, and fails on warnings if asked to.
-pub(crate) fn run(choice: Choice, deny_warnings: bool) -> Result<ExitCode> {
+pub(crate) fn run(choice: Option<Choice>, deny_warnings: bool) -> Result<ExitCode> {
+    let choice = choice.map_or_else(Choice::of_environment, Ok)?;
     let warnings = build(choice)?;
     if deny_warnings && warnings > 0 {
         bail!("{warnings} warnings in the kernel programs");

@@ -28,7 +28,7 @@ pub(crate) fn bench(args: &[OsString]) -> Result<ExitCode> {
 
 fn launch(profile_dir: &str, profile_args: &[&str], command: &str, args: &[OsString]) -> Result<ExitCode> {
     setup::ensure(Scope::All)?;
-    build_ebpf::build(Choice::Auto)?;
+    build_ebpf::build(Choice::of_environment()?)?;
     println!("building the agent and the rig");
     let packages = ["--locked", "--package", "proxy-agent", "--package", "proxy-rig", "--bins"];
     run::run(workspace::cargo().arg("build").args(packages).args(profile_args))?;

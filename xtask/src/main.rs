@@ -37,9 +37,9 @@ enum Command {
     },
     /// Build the kernel object into target/ebpf/weir.o, where the agent's build embeds it
     BuildEbpf {
-        /// Which Rust toolchain compiles the kernel programs
-        #[arg(long, value_enum, default_value_t = Choice::Auto, env = "WEIR_EBPF_TOOLCHAIN")]
-        toolchain: Choice,
+        /// Which Rust toolchain compiles the kernel programs [default: $WEIR_EBPF_TOOLCHAIN or auto]
+        #[arg(long, value_enum)]
+        toolchain: Option<Choice>,
         /// Fail on compiler warnings in the workspace's own crates
         #[arg(long)]
         deny_warnings: bool,

@@ -68,7 +68,7 @@ pub(crate) fn report() -> Result<ExitCode> {
     missing.iter().for_each(|tool| tool.announce());
     let components = missing_components();
     components.iter().for_each(|name| println!("missing: cargo {name} (a stage of `cargo xtask test`)"));
-    let toolchain = toolchain::find(Choice::Auto);
+    let toolchain = toolchain::find(Choice::of_environment()?);
     match &toolchain {
         Ok(toolchain) => println!("eBPF toolchain: {toolchain}"),
         Err(error) => println!("missing: {error:#}"),
@@ -84,7 +84,8 @@ pub(crate) fn report() -> Result<ExitCode> {
 pub(crate) fn ensure(scope: Scope) -> Result<()> {
     let missing = missing_tools(scope);
     let components = missing_components();
-    let toolchain_missing = toolchain::find(Choice::Auto).is_err();
+    let choice = Choice::of_environment()?;
+    let toolchain_missing = toolchain::find(choice).is_err();
     if missing.is_empty() && components.is_empty() && !toolchain_missing {
         println!("setup: nothing is missing");
         return Ok(());
@@ -97,6 +98,9 @@ pub(crate) fn ensure(scope: Scope) -> Result<()> {
     install_components(&components)?;
     if toolchain_missing {
         println!("missing: a toolchain for the BPF target (compiles the kernel programs)");
+        if choice == Choice::Nightly {
+            bail!("WEIR_EBPF_TOOLCHAIN asks for nightly; please install:\n    {NIGHTLY_COMMANDS}");
+        }
         install_toolchain()?;
     }
     println!("setup: complete");
@@ -166,6 +170,7 @@ fn install_toolchain() -> Result<()> {
 /// Debian carries recent compilers for its browsers as `rustc-web`, with their library source.
 fn install_compiler() -> Result<Compiler> {
     const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+    println!("missing: {} (a Rust compiler with its library source and LLVM)", PACKAGES.join(", "));
     let apt = apt_or_advice(|| {
         format!("{} (Debian's security suite), or elsewhere:\n    {NIGHTLY_COMMANDS}", PACKAGES.join(" "))
     })?;
@@ -207,6 +212,9 @@ fn compile_linker(llvm_major: u32, prefix: &str) -> Result<()> {
     let root = cache::linker_root(LINKER_VERSION, llvm_major);
     let build = cache::dir().join(format!("build-{}", std::process::id()));
     println!("compiling bpf-linker {LINKER_VERSION} for LLVM {llvm_major} into {} (about a minute)", root.display());
+    // cargo advises to extend PATH with the directory of what it installed, which nobody needs here.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths(env::split_paths(&path).chain([root.join("bin")]))?;
     let outcome = run::run(
         workspace::cargo()
             .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
@@ -214,6 +222,7 @@ fn compile_linker(llvm_major: u32, prefix: &str) -> Result<()> {
             .arg("--root")
             .arg(&root)
             .env("LLVM_PREFIX", prefix)
+            .env("PATH", path)
             .env("CARGO_TARGET_DIR", &build)
             .env_remove("RUSTFLAGS"),
     );

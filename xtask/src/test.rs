@@ -94,7 +94,7 @@ fn prepare(ledger: &mut Ledger, root: Root) -> bool {
     }
     let mut built = false;
     ledger.stage("build-ebpf", || {
-        let warnings = build_ebpf::build(Choice::Auto)?;
+        let warnings = build_ebpf::build(Choice::of_environment()?)?;
         built = true;
         ensure!(warnings == 0, "{warnings} warnings in the kernel programs");
         Ok(None)

@@ -32,6 +32,15 @@ pub(crate) enum Choice {
     Distribution,
 }
 
+impl Choice {
+    /// What `WEIR_EBPF_TOOLCHAIN` asks for: the choice for commands without a flag.
+    pub(crate) fn of_environment() -> Result<Self> {
+        let Some(name) = env::var_os("WEIR_EBPF_TOOLCHAIN") else { return Ok(Self::Auto) };
+        let name = name.to_string_lossy();
+        Self::from_str(&name, true).map_err(|reason| anyhow!("WEIR_EBPF_TOOLCHAIN={name}: {reason}"))
+    }
+}
+
 /// A compiler with library source, recent enough for this workspace.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Compiler {
