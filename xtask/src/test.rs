@@ -17,6 +17,9 @@ use crate::{
     workspace,
 };
 
+/// A suite that takes longer hangs; the slowest takes a few minutes.
+const SUITE_LIMIT_SECONDS: u32 = 1200;
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// Leave out the suites that need root; their tests are counted as skipped
@@ -151,19 +154,20 @@ fn unit_tests() -> Result<Option<Counts>> {
 /// One suite of the rig; without root its tests are only listed, to be counted as skipped.
 fn suite(name: &str, root: Root) -> Result<Option<Counts>> {
     let rig = workspace::binary("debug", "weir-rig")?;
-    let mut command = match root {
-        Root::Sudo => Command::new("sudo"),
-        _ => Command::new(&rig),
-    };
-    if root == Root::Sudo {
-        command.arg("-n").arg(&rig);
-    }
-    command.args(["suite", name]).current_dir(workspace::root());
     if root == Root::None {
-        let skipped = summary::of_list(&run::capture(command.arg("--list"))?);
+        let skipped = summary::of_list(&run::capture(Command::new(rig).args(["suite", name, "--list"]))?);
         println!("the {name} suite needs root: {skipped} tests are skipped");
         return Ok(Some(Counts { skipped, ..Counts::default() }));
     }
+    // SIGTERM lets the rig remove its namespaces; the second signal is for one that does not listen.
+    // In the foreground, so that Ctrl-C reaches the rig too.
+    let mut words: Vec<String> = ["timeout", "--foreground", "--kill-after=20"].map(str::to_owned).into();
+    words.push(SUITE_LIMIT_SECONDS.to_string());
+    if root == Root::Sudo {
+        words.splice(0..0, ["sudo".into(), "-n".into()]);
+    }
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg(&rig).args(["suite", name]).current_dir(workspace::root());
     let recorded = run::record(&mut command)?;
     conclude(&recorded, summary::of_result_lines(&recorded.stdout), &run::line(&command))
 }
