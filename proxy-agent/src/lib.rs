@@ -1,5 +1,6 @@
 //! The user side of Weir as a library: sources -> model -> desired state -> diff -> apply.
 
+pub mod dataplane;
 pub mod desired;
 pub mod ingest;
 pub mod model;
