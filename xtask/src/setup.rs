@@ -91,17 +91,12 @@ pub(crate) fn ensure(scope: Scope) -> Result<()> {
         return Ok(());
     }
 
-    missing.iter().for_each(|tool| tool.announce());
-    if !missing.is_empty() {
-        install_tools(&missing)?;
-    }
-    install_components(&components)?;
-    if toolchain_missing {
-        println!("missing: a toolchain for the BPF target (compiles the kernel programs)");
-        if choice == Choice::Nightly {
-            bail!("WEIR_EBPF_TOOLCHAIN asks for nightly; please install:\n    {NIGHTLY_COMMANDS}");
-        }
-        install_toolchain()?;
+    // What cannot be installed does not hide what else is missing.
+    let steps =
+        [install_tools(&missing), install_components(&components), install_toolchain(choice, toolchain_missing)];
+    let problems: Vec<String> = steps.into_iter().filter_map(|step| Some(format!("\n  {:#}", step.err()?))).collect();
+    if !problems.is_empty() {
+        bail!("setup is not complete{}", problems.concat());
     }
     println!("setup: complete");
     Ok(())
@@ -122,6 +117,10 @@ fn missing_tools(scope: Scope) -> Vec<&'static Tool> {
 }
 
 fn install_tools(missing: &[&Tool]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    missing.iter().for_each(|tool| tool.announce());
     let apt =
         apt_or_advice(|| missing.iter().flat_map(|tool| tool.packages[0]).copied().collect::<Vec<_>>().join(" "))?;
     let packages: Vec<String> = missing
@@ -156,7 +155,14 @@ fn install_components(missing: &[&str]) -> Result<()> {
 }
 
 /// The distribution's compiler, the development files of its LLVM, and bpf-linker built against them.
-fn install_toolchain() -> Result<()> {
+fn install_toolchain(choice: Choice, missing: bool) -> Result<()> {
+    if !missing {
+        return Ok(());
+    }
+    println!("missing: a toolchain for the BPF target (compiles the kernel programs)");
+    if choice == Choice::Nightly {
+        bail!("WEIR_EBPF_TOOLCHAIN asks for nightly; please install:\n    {NIGHTLY_COMMANDS}");
+    }
     let compiler = match toolchain::distribution_compiler() {
         Ok(compiler) => compiler,
         Err(_) => install_compiler()?,
