@@ -112,31 +112,18 @@ async fn serve_connection(stream: TcpStream, client: SocketAddr, identity: Arc<I
         let body = padded(&body, wanted_size(request.uri().query()));
         async move { Ok::<_, Infallible>(respond(body)) }
     });
-    let _ = http1::Builder::new()
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), service).await;
 }
 
 fn respond(body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static("application/json"),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     response
 }
 
 fn wanted_size(query: Option<&str>) -> usize {
-    let number = query.and_then(|query| {
-        query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix(SIZE_PARAMETER))
-    });
-    number
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
-        .min(MAX_BODY)
+    let number = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix(SIZE_PARAMETER)));
+    number.and_then(|number| number.parse().ok()).unwrap_or(0).min(MAX_BODY)
 }
 
 /// White space after a JSON value is part of no value.
@@ -159,9 +146,7 @@ fn bind_udp(port: u16) -> io::Result<UdpSocket> {
 async fn answer_datagrams(socket: UdpSocket, identity: Arc<Identity>) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
-        let received = socket
-            .async_io(Interest::READABLE, || receive(&socket, &mut buffer))
-            .await;
+        let received = socket.async_io(Interest::READABLE, || receive(&socket, &mut buffer)).await;
         match received {
             Ok(datagram) => {
                 // A lost answer is what UDP promises; the caller's time limit shows it.
@@ -184,12 +169,7 @@ struct Datagram {
 fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Datagram> {
     let mut control = nix::cmsg_space!(libc::in6_pktinfo);
     let mut slices = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrIn6>(
-        socket.as_raw_fd(),
-        &mut slices,
-        Some(&mut control),
-        MsgFlags::empty(),
-    )?;
+    let message = recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
     let server = message.cmsgs()?.find_map(|entry| match entry {
         ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)),
         _ => None,
@@ -197,11 +177,7 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Datagram> {
     let (Some(client), Some(server)) = (message.address, server) else {
         return Err(io::Error::other("a datagram without addresses"));
     };
-    Ok(Datagram {
-        client: client.into(),
-        server,
-        length: message.bytes,
-    })
+    Ok(Datagram { client: client.into(), server, length: message.bytes })
 }
 
 /// As long as the question, so that large datagrams are tried in both directions.
@@ -211,12 +187,7 @@ fn answer(socket: &UdpSocket, datagram: &Datagram, identity: &Identity) -> Resul
     let reply = serde_json::to_vec(&identity.reply(datagram.client.into(), server))?;
     let reply = padded(&reply.into(), datagram.length);
     // Interface 0: the route decides the way, only the source address is ours to name.
-    let info = libc::in6_pktinfo {
-        ipi6_addr: libc::in6_addr {
-            s6_addr: datagram.server.octets(),
-        },
-        ipi6_ifindex: 0,
-    };
+    let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: datagram.server.octets() }, ipi6_ifindex: 0 };
     sendmsg(
         socket.as_raw_fd(),
         &[IoSlice::new(&reply)],

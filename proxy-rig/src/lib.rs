@@ -5,7 +5,9 @@
 //!
 //! * [`world`]: namespaces as nodes, pods and clients, and the processes inside them.
 //! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
+//! * [`apiserver`]: an in-process double of the Kubernetes API server.
 
+pub mod apiserver;
 pub mod call;
 pub mod echo;
 pub mod world;

@@ -38,22 +38,14 @@ async fn server(host: &Host) -> Actor {
 
 async fn expect_answers(from: &Actor, client: &Host, to: &Host) {
     for (target, source) in to.addresses().into_iter().zip(client.addresses()) {
-        for result in [
-            from.http(target, PORT).await.unwrap(),
-            from.udp(target, PORT).await.unwrap(),
-        ] {
-            let reply = result
-                .answered()
-                .unwrap_or_else(|error| panic!("{} -> {}: {error}", client.name(), to.name()));
+        for result in [from.http(target, PORT).await.unwrap(), from.udp(target, PORT).await.unwrap()] {
+            let reply = result.answered().unwrap_or_else(|error| panic!("{} -> {}: {error}", client.name(), to.name()));
             assert_eq!(reply.pod, to.name());
             assert_eq!(reply.node, to.node_name().unwrap_or_default());
             assert_eq!(reply.client.ip(), source);
             assert_eq!(reply.server, SocketAddr::new(target, PORT));
             assert_eq!(result.peer, Some(reply.server));
-            assert_eq!(
-                result.local.map(|local| local.port()),
-                Some(reply.client.port())
-            );
+            assert_eq!(result.local.map(|local| local.port()), Some(reply.client.port()));
         }
     }
 }
@@ -96,10 +88,7 @@ async fn failures_are_told_apart() {
     let [node1, node2] = two_nodes(&world);
     let pod = node1.add_pod("pod", PodPath::Connect).unwrap();
     let actor = pod.start_actor(Serve::nothing()).await.unwrap();
-    let quick = Options {
-        timeout_ms: 200,
-        ..Options::default()
-    };
+    let quick = Options { timeout_ms: 200, ..Options::default() };
 
     let refused = actor.http(node2.ipv4(), 81).await.unwrap();
     assert_eq!(refused.outcome, Outcome::Refused);
@@ -108,9 +97,7 @@ async fn failures_are_told_apart() {
     // The fabric's gateway has no way to it and says so.
     let unreachable = actor.connect("192.0.2.1", 80).await.unwrap();
     assert_eq!(unreachable.outcome, Outcome::Unreachable);
-    node2
-        .ip(&["route add blackhole 198.51.100.0/24".into()])
-        .unwrap();
+    node2.ip(&["route add blackhole 198.51.100.0/24".into()]).unwrap();
     node1.route_via("198.51.100.0/24", &node2).unwrap();
     let to = SocketAddr::from(([198, 51, 100, 1], 80));
     let silent = actor.http_with(to, quick).await.unwrap();
@@ -130,34 +117,19 @@ async fn ways_to_call() {
     let (actor, _server) = (server(&client).await, server(&pod).await);
     let to = SocketAddr::from((pod.ipv4(), PORT));
 
-    let from_port = Options {
-        source_port: Some(33_333),
-        ..Options::default()
-    };
+    let from_port = Options { source_port: Some(33_333), ..Options::default() };
     let result = actor.http_with(to, from_port).await.unwrap();
     assert_eq!(result.answered().unwrap().client.port(), 33_333);
-    let unconnected = Options {
-        connected: false,
-        ..Options::default()
-    };
+    let unconnected = Options { connected: false, ..Options::default() };
     let result = actor.udp_with(to, unconnected).await.unwrap();
     assert_eq!((result.pod(), result.peer), (Some("pod"), Some(to)));
-    let mapped = Options {
-        mapped: true,
-        ..Options::default()
-    };
-    for result in [
-        actor.udp_with(to, mapped).await,
-        actor.http_with(to, mapped).await,
-    ] {
+    let mapped = Options { mapped: true, ..Options::default() };
+    for result in [actor.udp_with(to, mapped).await, actor.http_with(to, mapped).await] {
         let result = result.unwrap();
         assert_eq!((result.pod(), result.peer), (Some("pod"), Some(to)));
     }
     // Larger than the MTU: fragments one way, fragments the other.
-    let large = Options {
-        size: 4000,
-        ..Options::default()
-    };
+    let large = Options { size: 4000, ..Options::default() };
     assert_eq!(actor.udp_with(to, large).await.unwrap().pod(), Some("pod"));
     assert_eq!(actor.http_with(to, large).await.unwrap().pod(), Some("pod"));
 }
@@ -181,17 +153,11 @@ async fn flows_stay_open() {
         assert_eq!(first.answered().unwrap(), second.answered().unwrap());
         session.close().await.unwrap();
     }
-    let unconnected = Options {
-        connected: false,
-        ..Options::default()
-    };
+    let unconnected = Options { connected: false, ..Options::default() };
     let to = SocketAddr::from((pod.ipv4(), PORT));
     let session = actor.open_with(Proto::Udp, to, unconnected).await.unwrap();
     assert_eq!(session.send().await.unwrap().pod(), Some("pod"));
-    let elsewhere = session
-        .send_to(IpAddr::from(node1.ipv4()), 9)
-        .await
-        .unwrap();
+    let elsewhere = session.send_to(IpAddr::from(node1.ipv4()), 9).await.unwrap();
     assert_ne!(elsewhere.pod(), Some("pod"));
     assert_eq!(session.send().await.unwrap().pod(), Some("pod"));
 }
@@ -209,10 +175,7 @@ async fn a_reply_leaves_from_the_address_that_was_asked() {
     node1.route("192.0.2.42/32", outside.ipv4().into()).unwrap();
     let actor = node1.start_actor(Serve::nothing()).await.unwrap();
     let result = actor.udp("192.0.2.42", PORT).await.unwrap();
-    assert_eq!(
-        result.answered().unwrap().server.ip(),
-        IpAddr::from([192, 0, 2, 42])
-    );
+    assert_eq!(result.answered().unwrap().server.ip(), IpAddr::from([192, 0, 2, 42]));
 }
 
 #[tokio::test]
@@ -229,10 +192,7 @@ async fn nothing_is_left_after_drop() {
     assert!(!leftovers(&id).unwrap().is_empty());
     drop(world);
     assert_eq!(leftovers(&id).unwrap(), Vec::<String>::new());
-    assert!(
-        actor.http("127.0.0.1", PORT).await.is_err(),
-        "the actor {pid} still answers"
-    );
+    assert!(actor.http("127.0.0.1", PORT).await.is_err(), "the actor {pid} still answers");
 }
 
 /// The owner gets no chance to clean up; the next start does it.

@@ -31,20 +31,14 @@ impl Flows {
             Call::Send { session, to } => self.send(session, to, options).await,
             Call::Close { session } => self.close(session),
         };
-        CallResult {
-            outcome: done.outcome,
-            peer: done.peer,
-            local: done.local,
-            elapsed: started.elapsed(),
-        }
+        CallResult { outcome: done.outcome, peer: done.peer, local: done.local, elapsed: started.elapsed() }
     }
 
     async fn open(&self, session: u64, proto: Proto, to: SocketAddr, options: &Options) -> Done {
         match limited(options, Flow::open(proto, to, options)).await {
             Ok(flow) => {
                 let done = Done::of(&flow, Outcome::Connected);
-                self.lock()
-                    .insert(session, Arc::new(tokio::sync::Mutex::new(flow)));
+                self.lock().insert(session, Arc::new(tokio::sync::Mutex::new(flow)));
                 done
             }
             Err(outcome) => outcome.into(),
@@ -80,21 +74,13 @@ struct Done {
 
 impl Done {
     fn of(flow: &Flow, outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            peer: flow.peer,
-            local: flow.local,
-        }
+        Self { outcome, peer: flow.peer, local: flow.local }
     }
 }
 
 impl From<Outcome> for Done {
     fn from(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            peer: None,
-            local: None,
-        }
+        Self { outcome, peer: None, local: None }
     }
 }
 
@@ -119,21 +105,14 @@ async fn connect(to: SocketAddr, options: &Options) -> Done {
         stream.map_err(|error| Outcome::from_io(&error))
     };
     match limited(options, connected).await {
-        Ok(stream) => Done {
-            outcome: Outcome::Connected,
-            peer: stream.peer_addr().ok(),
-            local: stream.local_addr().ok(),
-        },
+        Ok(stream) => {
+            Done { outcome: Outcome::Connected, peer: stream.peer_addr().ok(), local: stream.local_addr().ok() }
+        }
         Err(outcome) => outcome.into(),
     }
 }
 
 /// The limit applies to each step (opening, one exchange) by itself.
-async fn limited<T>(
-    options: &Options,
-    step: impl Future<Output = Result<T, Outcome>>,
-) -> Result<T, Outcome> {
-    timeout(options.timeout(), step)
-        .await
-        .unwrap_or(Err(Outcome::TimedOut))
+async fn limited<T>(options: &Options, step: impl Future<Output = Result<T, Outcome>>) -> Result<T, Outcome> {
+    timeout(options.timeout(), step).await.unwrap_or(Err(Outcome::TimedOut))
 }

@@ -33,35 +33,20 @@ enum Socket {
 }
 
 impl Flow {
-    pub(super) async fn open(
-        proto: Proto,
-        to: SocketAddr,
-        options: &Options,
-    ) -> Result<Self, Outcome> {
+    pub(super) async fn open(proto: Proto, to: SocketAddr, options: &Options) -> Result<Self, Outcome> {
         match proto {
             Proto::Tcp => Self::open_tcp(to, options).await,
-            Proto::Udp => Self::open_udp(to, options)
-                .await
-                .map_err(|error| Outcome::from_io(&error)),
+            Proto::Udp => Self::open_udp(to, options).await.map_err(|error| Outcome::from_io(&error)),
         }
     }
 
     async fn open_tcp(to: SocketAddr, options: &Options) -> Result<Self, Outcome> {
-        let stream = connect_tcp(to, options)
-            .await
-            .map_err(|error| Outcome::from_io(&error))?;
+        let stream = connect_tcp(to, options).await.map_err(|error| Outcome::from_io(&error))?;
         let (peer, local) = (stream.peer_addr().ok(), stream.local_addr().ok());
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| from_hyper(&error))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| from_hyper(&error))?;
         // The sender reports the connection's errors; dropping it ends the connection.
         tokio::spawn(connection);
-        Ok(Self {
-            peer: peer.map(canonical),
-            local: local.map(canonical),
-            to,
-            socket: Socket::Tcp(sender),
-        })
+        Ok(Self { peer: peer.map(canonical), local: local.map(canonical), to, socket: Socket::Tcp(sender) })
     }
 
     async fn open_udp(to: SocketAddr, options: &Options) -> io::Result<Self> {
@@ -74,19 +59,12 @@ impl Flow {
             peer: socket.peer_addr().ok().map(canonical),
             local: socket.local_addr().ok().map(canonical),
             to,
-            socket: Socket::Udp {
-                socket,
-                connected: options.connected,
-            },
+            socket: Socket::Udp { socket, connected: options.connected },
         })
     }
 
     /// Sends a request and waits for its answer, without a time limit of its own.
-    pub(super) async fn exchange(
-        &mut self,
-        to: Option<SocketAddr>,
-        options: &Options,
-    ) -> Result<Reply, Outcome> {
+    pub(super) async fn exchange(&mut self, to: Option<SocketAddr>, options: &Options) -> Result<Reply, Outcome> {
         match &mut self.socket {
             Socket::Tcp(sender) => get(sender, self.to, options).await,
             Socket::Udp { socket, connected } => {
@@ -105,11 +83,7 @@ impl Flow {
 
 pub(super) async fn connect_tcp(to: SocketAddr, options: &Options) -> io::Result<TcpStream> {
     let to = on_wire(to, options);
-    let socket = if to.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if options.source_ip.is_some() || options.source_port.is_some() {
         // Lets a test use one source port again at once.
         socket.set_reuseaddr(true)?;
@@ -118,25 +92,14 @@ pub(super) async fn connect_tcp(to: SocketAddr, options: &Options) -> io::Result
     socket.connect(to).await
 }
 
-async fn get(
-    sender: &mut SendRequest<Empty<Bytes>>,
-    to: SocketAddr,
-    options: &Options,
-) -> Result<Reply, Outcome> {
+async fn get(sender: &mut SendRequest<Empty<Bytes>>, to: SocketAddr, options: &Options) -> Result<Reply, Outcome> {
     let request = Request::get(format!("/?size={}", options.size))
         .header(header::HOST, to.to_string())
         .body(Empty::new())
         .map_err(|error| Outcome::Failed(error.to_string()))?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|error| from_hyper(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| from_hyper(&error))?;
     let status = response.status();
-    let body = response
-        .collect()
-        .await
-        .map_err(|error| from_hyper(&error))?
-        .to_bytes();
+    let body = response.collect().await.map_err(|error| from_hyper(&error))?.to_bytes();
     if status != StatusCode::OK {
         return Err(Outcome::Failed(format!("HTTP status {status}")));
     }
@@ -144,11 +107,7 @@ async fn get(
 }
 
 /// Asks once. Answers that came too late for an earlier question are thrown away first.
-async fn ask(
-    socket: &UdpSocket,
-    to: Option<SocketAddr>,
-    size: usize,
-) -> Result<(Reply, SocketAddr), Outcome> {
+async fn ask(socket: &UdpSocket, to: Option<SocketAddr>, size: usize) -> Result<(Reply, SocketAddr), Outcome> {
     let question = vec![b'?'; size.max(1)];
     let mut buffer = vec![0; MAX_DATAGRAM];
     while socket.try_recv_from(&mut buffer).is_ok() {}
@@ -170,8 +129,7 @@ async fn ask(
 }
 
 fn parse(answer: &[u8]) -> Result<Reply, Outcome> {
-    serde_json::from_slice(answer)
-        .map_err(|error| Outcome::Failed(format!("not an echo server's answer: {error}")))
+    serde_json::from_slice(answer).map_err(|error| Outcome::Failed(format!("not an echo server's answer: {error}")))
 }
 
 /// The socket's own error lies below hyper's.
@@ -190,20 +148,9 @@ fn from_hyper(error: &hyper::Error) -> Outcome {
 }
 
 fn source(to: SocketAddr, options: &Options) -> SocketAddr {
-    let any: IpAddr = if to.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let address = SocketAddr::new(
-        options.source_ip.unwrap_or(any),
-        options.source_port.unwrap_or(0),
-    );
-    if to.is_ipv6() {
-        as_v6(address)
-    } else {
-        address
-    }
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let address = SocketAddr::new(options.source_ip.unwrap_or(any), options.source_port.unwrap_or(0));
+    if to.is_ipv6() { as_v6(address) } else { address }
 }
 
 fn on_wire(to: SocketAddr, options: &Options) -> SocketAddr {

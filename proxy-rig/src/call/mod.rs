@@ -89,14 +89,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            timeout_ms: 2000,
-            source_ip: None,
-            source_port: None,
-            connected: true,
-            mapped: false,
-            size: 0,
-        }
+        Self { timeout_ms: 2000, source_ip: None, source_port: None, connected: true, mapped: false, size: 0 }
     }
 }
 

@@ -29,8 +29,7 @@ pub async fn run(identity: Identity, tcp: &[u16], udp: &[u16]) -> Result<()> {
 async fn take_calls(mut lines: mpsc::UnboundedReceiver<String>) -> Result<()> {
     let flows = Arc::new(Flows::default());
     while let Some(line) = lines.recv().await {
-        let Request { id, call, options } =
-            serde_json::from_str(&line).with_context(|| format!("call {line:?}"))?;
+        let Request { id, call, options } = serde_json::from_str(&line).with_context(|| format!("call {line:?}"))?;
         let flows = Arc::clone(&flows);
         tokio::spawn(async move {
             let result = flows.execute(call, &options).await;

@@ -13,11 +13,7 @@ use proxy_rig::{
 };
 
 #[derive(Debug, Parser)]
-#[command(
-    name = "weir-rig",
-    about = "Simulated nodes, pods and clients for Weir",
-    version
-)]
+#[command(name = "weir-rig", about = "Simulated nodes, pods and clients for Weir", version)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -73,11 +69,7 @@ impl Cli {
 
 /// One thread: a pod's process takes one core at most, and a world holds many of them.
 fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?
-        .block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?.block_on(work)
 }
 
 fn reap() -> Result<ExitCode> {
@@ -87,19 +79,13 @@ fn reap() -> Result<ExitCode> {
 }
 
 fn exec_in(args: ExecIn) -> Result<ExitCode> {
-    let placement = Placement {
-        netns: args.netns,
-        cgroup: args.cgroup,
-    };
+    let placement = Placement { netns: args.netns, cgroup: args.cgroup };
     let (program, rest) = args.command.split_first().context("no command")?;
     match placement.exec(program, rest)? {}
 }
 
 async fn serve(args: PodServer) -> Result<ExitCode> {
-    let identity = Identity {
-        pod: args.name,
-        node: args.node,
-    };
+    let identity = Identity { pod: args.name, node: args.node };
     process::run(identity, &args.tcp, &args.udp).await?;
     Ok(ExitCode::SUCCESS)
 }

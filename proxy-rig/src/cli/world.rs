@@ -34,20 +34,14 @@ pub(super) async fn run(args: WorldArgs) -> Result<ExitCode> {
                 (PodPath::Packet, "pod, packet path")
             };
             let pod = node.add_pod(&format!("pod-{number}-{pod}"), path)?;
-            let serve = Serve {
-                tcp: vec![HTTP],
-                udp: vec![DNS],
-            };
+            let serve = Serve { tcp: vec![HTTP], udp: vec![DNS] };
             actors.push(pod.start_actor(serve).await?);
             add_row(&mut table, &pod, kind);
         }
     }
     add_row(&mut table, &world.add_client("client")?, "client");
     println!("{table}");
-    println!(
-        "run {}: pods answer HTTP on {HTTP} and UDP on {DNS}. Ctrl-C removes everything.",
-        world.run_id()
-    );
+    println!("run {}: pods answer HTTP on {HTTP} and UDP on {DNS}. Ctrl-C removes everything.", world.run_id());
     println!("Enter one: weir-rig exec-in --netns <namespace> --cgroup <cgroup> -- bash");
     // The world's own signal handling ends the process.
     std::future::pending::<()>().await;

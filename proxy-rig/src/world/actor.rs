@@ -46,10 +46,7 @@ impl Serve {
 
     /// The same ports for TCP and UDP.
     pub fn ports(ports: &[u16]) -> Self {
-        Self {
-            tcp: ports.to_vec(),
-            udp: ports.to_vec(),
-        }
+        Self { tcp: ports.to_vec(), udp: ports.to_vec() }
     }
 }
 
@@ -80,10 +77,7 @@ impl Actor {
     pub(super) async fn start(host: &Host, serve: Serve) -> Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let log = host
-            .run()
-            .dir()
-            .join(format!("{}-actor-{number}.log", host.name()));
+        let log = host.run().dir().join(format!("{}-actor-{number}.log", host.name()));
         let mut command = host.command(binaries::rig_binary()?)?;
         command.args(["pod-server", "--name", host.name()]);
         command.args(["--node", host.node_name().unwrap_or_default()]);
@@ -102,10 +96,7 @@ impl Actor {
         let first = timeout(START_DEADLINE, lines.next_line()).await;
         if !matches!(&first, Ok(Ok(Some(line))) if line == READY) {
             let log = fs::read_to_string(&log).unwrap_or_default();
-            bail!(
-                "the actor of {} did not get ready ({first:?}): {log}",
-                host.name()
-            );
+            bail!("the actor of {} did not get ready ({first:?}): {log}", host.name());
         }
         let waiting = Waiting::default();
         tokio::spawn(hand_out(lines, Arc::clone(&waiting)));
@@ -131,8 +122,7 @@ impl Actor {
 
     /// GET over a fresh connection that is closed afterwards.
     pub async fn http(&self, address: impl ToIp, port: u16) -> Result<CallResult> {
-        self.http_with(SocketAddr::new(address.to_ip()?, port), Options::default())
-            .await
+        self.http_with(SocketAddr::new(address.to_ip()?, port), Options::default()).await
     }
 
     pub async fn http_with(&self, to: SocketAddr, options: Options) -> Result<CallResult> {
@@ -141,8 +131,7 @@ impl Actor {
 
     /// One datagram and its answer, from a connected socket.
     pub async fn udp(&self, address: impl ToIp, port: u16) -> Result<CallResult> {
-        self.udp_with(SocketAddr::new(address.to_ip()?, port), Options::default())
-            .await
+        self.udp_with(SocketAddr::new(address.to_ip()?, port), Options::default()).await
     }
 
     pub async fn udp_with(&self, to: SocketAddr, options: Options) -> Result<CallResult> {
@@ -157,43 +146,16 @@ impl Actor {
 
     /// Opens a flow to hold. An unconnected UDP session may send elsewhere too.
     pub async fn open(&self, proto: Proto, address: impl ToIp, port: u16) -> Result<Session<'_>> {
-        self.open_with(
-            proto,
-            SocketAddr::new(address.to_ip()?, port),
-            Options::default(),
-        )
-        .await
+        self.open_with(proto, SocketAddr::new(address.to_ip()?, port), Options::default()).await
     }
 
-    pub async fn open_with(
-        &self,
-        proto: Proto,
-        to: SocketAddr,
-        options: Options,
-    ) -> Result<Session<'_>> {
+    pub async fn open_with(&self, proto: Proto, to: SocketAddr, options: Options) -> Result<Session<'_>> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let opened = self
-            .call(
-                Call::Open {
-                    session: id,
-                    proto,
-                    to,
-                },
-                options,
-            )
-            .await?;
+        let opened = self.call(Call::Open { session: id, proto, to }, options).await?;
         if opened.outcome != Outcome::Connected {
-            bail!(
-                "{}: opening {proto:?} to {to}: {:?}",
-                self.name,
-                opened.outcome
-            );
+            bail!("{}: opening {proto:?} to {to}: {:?}", self.name, opened.outcome);
         }
-        Ok(Session {
-            actor: self,
-            id,
-            opened,
-        })
+        Ok(Session { actor: self, id, opened })
     }
 
     /// Sends any call and waits for its result. An `Err` means that the process failed, never that the network did.
@@ -207,29 +169,19 @@ impl Actor {
         let written = self.stdin.lock().await.write_all(&line).await;
         let answer = match written {
             Ok(()) => timeout(limit, receiver).await,
-            Err(error) => bail!(
-                "the actor of {} takes no calls ({error}): {}",
-                self.name,
-                self.log_text()
-            ),
+            Err(error) => bail!("the actor of {} takes no calls ({error}): {}", self.name, self.log_text()),
         };
         match answer {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(_)) => bail!("the actor of {} ended: {}", self.name, self.log_text()),
             Err(_) => {
                 self.waiting_calls().remove(&id);
-                bail!(
-                    "the actor of {} did not answer within {limit:?}: {}",
-                    self.name,
-                    self.log_text()
-                )
+                bail!("the actor of {} did not answer within {limit:?}: {}", self.name, self.log_text())
             }
         }
     }
 
-    fn waiting_calls(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<CallResult>>> {
+    fn waiting_calls(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<CallResult>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -246,27 +198,16 @@ impl Session<'_> {
 
     /// The same socket to another destination (unconnected UDP).
     pub async fn send_to(&self, address: IpAddr, port: u16) -> Result<CallResult> {
-        self.send_with(Some(SocketAddr::new(address, port)), Options::default())
-            .await
+        self.send_with(Some(SocketAddr::new(address, port)), Options::default()).await
     }
 
     pub async fn send_with(&self, to: Option<SocketAddr>, options: Options) -> Result<CallResult> {
-        self.actor
-            .call(
-                Call::Send {
-                    session: self.id,
-                    to,
-                },
-                options,
-            )
-            .await
+        self.actor.call(Call::Send { session: self.id, to }, options).await
     }
 
     /// Closes the flow's socket. A session that is only dropped stays open in the process.
     pub async fn close(self) -> Result<()> {
-        self.actor
-            .call(Call::Close { session: self.id }, Options::default())
-            .await?;
+        self.actor.call(Call::Close { session: self.id }, Options::default()).await?;
         Ok(())
     }
 }
@@ -276,10 +217,7 @@ async fn hand_out(mut lines: Lines<BufReader<ChildStdout>>, waiting: Waiting) {
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str::<Response>(&line) {
             Ok(Response { id, result }) => {
-                let sender = waiting
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .remove(&id);
+                let sender = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 if let Some(sender) = sender {
                     // The caller may have given up.
                     let _ = sender.send(result);
@@ -288,17 +226,11 @@ async fn hand_out(mut lines: Lines<BufReader<ChildStdout>>, waiting: Waiting) {
             Err(error) => eprintln!("an actor wrote {line:?}: {error}"),
         }
     }
-    waiting
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clear();
+    waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
 impl std::fmt::Debug for Actor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Actor")
-            .field("name", &self.name)
-            .field("pid", &self.pid)
-            .finish_non_exhaustive()
+        f.debug_struct("Actor").field("name", &self.name).field("pid", &self.pid).finish_non_exhaustive()
     }
 }

@@ -40,10 +40,7 @@ impl Agent {
     pub(super) fn start(node: &Node, args: &[&str]) -> Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let log = node
-            .run()
-            .dir()
-            .join(format!("{}-agent-{number}.log", node.name()));
+        let log = node.run().dir().join(format!("{}-agent-{number}.log", node.name()));
         let file = File::create(&log).with_context(|| log.display().to_string())?;
         let child = node
             .command(binaries::weir_binary()?)?
@@ -60,12 +57,7 @@ impl Agent {
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting the agent of {}", node.name()))?;
-        Ok(Self {
-            node: node.name().to_owned(),
-            log,
-            child,
-            ended: None,
-        })
+        Ok(Self { node: node.name().to_owned(), log, child, ended: None })
     }
 
     pub fn pid(&self) -> u32 {
@@ -82,17 +74,11 @@ impl Agent {
 
     /// Waits until the agent says that everything is programmed.
     pub async fn wait_ready(&mut self) -> Result<()> {
-        self.wait_for_line(READY_DEADLINE, is_ready_line)
-            .await
-            .context("not ready")
+        self.wait_for_line(READY_DEADLINE, is_ready_line).await.context("not ready")
     }
 
     /// Waits for a line of the log. An agent that ends meanwhile is an error.
-    pub async fn wait_for_line(
-        &mut self,
-        limit: Duration,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<()> {
+    pub async fn wait_for_line(&mut self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let started = Instant::now();
         loop {
             // The order matters: an agent that logs the line and ends has logged it.
@@ -101,18 +87,10 @@ impl Agent {
                 return Ok(());
             }
             if let Some(status) = ended {
-                bail!(
-                    "the agent of {} ended with {status}:\n{}",
-                    self.node,
-                    self.tail()
-                );
+                bail!("the agent of {} ended with {status}:\n{}", self.node, self.tail());
             }
             if started.elapsed() > limit {
-                bail!(
-                    "the agent of {} after {limit:?}:\n{}",
-                    self.node,
-                    self.tail()
-                );
+                bail!("the agent of {} after {limit:?}:\n{}", self.node, self.tail());
             }
             tokio::time::sleep(POLL).await;
         }
@@ -132,11 +110,7 @@ impl Agent {
                 return Ok(status);
             }
             if started.elapsed() > END_DEADLINE {
-                bail!(
-                    "the agent of {} ignores SIGTERM:\n{}",
-                    self.node,
-                    self.tail()
-                );
+                bail!("the agent of {} ignores SIGTERM:\n{}", self.node, self.tail());
             }
             tokio::time::sleep(POLL).await;
         }
@@ -144,9 +118,7 @@ impl Agent {
 
     /// SIGKILL: a crash.
     pub fn kill(&mut self) -> Result<()> {
-        self.child
-            .kill()
-            .with_context(|| format!("killing the agent of {}", self.node))?;
+        self.child.kill().with_context(|| format!("killing the agent of {}", self.node))?;
         self.ended = Some(self.child.wait().context("waiting for a killed agent")?);
         Ok(())
     }
@@ -156,8 +128,7 @@ impl Agent {
             return Ok(());
         }
         let pid = i32::try_from(self.child.id()).context("pid")?;
-        kill(Pid::from_raw(pid), signal)
-            .with_context(|| format!("{signal} to the agent of {}", self.node))
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to the agent of {}", self.node))
     }
 
     /// The last lines of the log.
@@ -178,11 +149,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
-                "---- log of the agent of {} ----\n{}\n----",
-                self.node,
-                self.tail()
-            );
+            eprintln!("---- log of the agent of {} ----\n{}\n----", self.node, self.tail());
         }
         if self.ended.is_none() {
             // Fails only if it has ended already.
@@ -204,13 +171,9 @@ mod tests {
     #[test]
     fn ready_is_known_in_both_log_forms() {
         assert!(is_ready_line("2026-01-01T00:00:00Z  INFO weir: ready"));
-        assert!(is_ready_line(
-            "2026-01-01T00:00:00Z  INFO weir::agent: ready services=3"
-        ));
+        assert!(is_ready_line("2026-01-01T00:00:00Z  INFO weir::agent: ready services=3"));
         assert!(is_ready_line(r#"{"level":"INFO","message":"ready"}"#));
-        assert!(is_ready_line(
-            r#"{"level":"INFO","fields":{"message":"ready"},"target":"weir"}"#
-        ));
+        assert!(is_ready_line(r#"{"level":"INFO","fields":{"message":"ready"},"target":"weir"}"#));
         assert!(!is_ready_line("INFO weir: not ready yet"));
         assert!(!is_ready_line("INFO weir: waiting until ready"));
     }

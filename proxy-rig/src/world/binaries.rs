@@ -33,10 +33,5 @@ fn find(name: &str, variable: &str, build: &str) -> Result<PathBuf> {
         .take(2)
         .map(|folder: &Path| folder.join(name))
         .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "no {name} near {}: `{build}`, or set {variable}",
-                current.display()
-            )
-        })
+        .with_context(|| format!("no {name} near {}: `{build}`, or set {variable}", current.display()))
 }

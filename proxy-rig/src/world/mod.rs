@@ -62,10 +62,7 @@ impl World {
     pub fn new(tag: &str) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "namespaces need root");
         reap::reap_dead_runs().context("removing what dead runs left behind")?;
-        let world = Self {
-            run: Run::create(tag)?,
-            members: std::sync::Mutex::default(),
-        };
+        let world = Self { run: Run::create(tag)?, members: std::sync::Mutex::default() };
         world.build_fabric()?;
         Ok(world)
     }
@@ -89,10 +86,7 @@ impl World {
         let node = Node::new(&self.run, name, index, &addresses)?;
         self.join_fabric(&node, &format!("n{index}-{name}"))?;
         node.become_router()?;
-        netns::ip_batch(
-            &self.run.netns_name(FABRIC),
-            &plan::pod_routes(index, node.addresses()),
-        )?;
+        netns::ip_batch(&self.run.netns_name(FABRIC), &plan::pod_routes(index, node.addresses()))?;
         for other in &members.nodes {
             node.route_to_pods_of(other)?;
             other.route_to_pods_of(&node)?;
@@ -134,9 +128,7 @@ impl World {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Members> {
-        self.members
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.members.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn check_name(&self, members: &Members, name: &str) -> Result<()> {
@@ -169,20 +161,10 @@ impl World {
             &[
                 "link set lo up".into(),
                 // Snooping would eat neighbour solicitations until the first report was seen.
-                format!(
-                    "link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
-                ),
+                format!("link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"),
                 format!("link set {BRIDGE} up"),
-                format!(
-                    "addr add {}/{} dev {BRIDGE}",
-                    plan::GATEWAY_V4,
-                    plan::FABRIC_LEN_V4
-                ),
-                format!(
-                    "addr add {}/{} dev {BRIDGE} nodad",
-                    plan::GATEWAY_V6,
-                    plan::FABRIC_LEN_V6
-                ),
+                format!("addr add {}/{} dev {BRIDGE}", plan::GATEWAY_V4, plan::FABRIC_LEN_V4),
+                format!("addr add {}/{} dev {BRIDGE} nodad", plan::GATEWAY_V6, plan::FABRIC_LEN_V6),
             ],
         )
     }
@@ -192,10 +174,7 @@ impl World {
         netns::ip_batch(
             &self.run.netns_name(FABRIC),
             &[
-                format!(
-                    "link add {port} type veth peer name eth0 netns {}",
-                    host.netns()
-                ),
+                format!("link add {port} type veth peer name eth0 netns {}", host.netns()),
                 format!("link set {port} master {BRIDGE} up"),
             ],
         )?;
@@ -205,11 +184,7 @@ impl World {
                 "link set lo up".into(),
                 "link set eth0 up".into(),
                 format!("addr add {}/{} dev eth0", host.ipv4(), plan::FABRIC_LEN_V4),
-                format!(
-                    "addr add {}/{} dev eth0 nodad",
-                    host.ipv6(),
-                    plan::FABRIC_LEN_V6
-                ),
+                format!("addr add {}/{} dev eth0 nodad", host.ipv6(), plan::FABRIC_LEN_V6),
             ],
         )
     }

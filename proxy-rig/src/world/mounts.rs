@@ -19,14 +19,8 @@ pub(super) fn bpffs() -> Result<PathBuf> {
     if let Some(path) = existing_bpffs()? {
         return Ok(path);
     }
-    mount(
-        Some("bpf"),
-        BPFFS,
-        Some("bpf"),
-        MsFlags::empty(),
-        Some("mode=0700"),
-    )
-    .with_context(|| format!("mounting bpffs at {BPFFS}"))?;
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .with_context(|| format!("mounting bpffs at {BPFFS}"))?;
     Ok(PathBuf::from(BPFFS))
 }
 
@@ -54,10 +48,7 @@ mod tests {
     #[test]
     fn the_type_decides_not_the_path() {
         let table = "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        assert_eq!(
-            find(table, "cgroup2"),
-            Some(PathBuf::from("/sys/fs/cgroup/unified"))
-        );
+        assert_eq!(find(table, "cgroup2"), Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(find(table, "bpf"), None);
     }
 }

@@ -32,11 +32,7 @@ pub(super) fn list(prefix: &str) -> Result<Vec<String>> {
     };
     let mut names = Vec::new();
     for entry in entries {
-        let name = entry
-            .context(NETNS_DIR)?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
+        let name = entry.context(NETNS_DIR)?.file_name().to_string_lossy().into_owned();
         if name.starts_with(prefix) {
             names.push(name);
         }
@@ -50,8 +46,7 @@ pub(super) fn delete(name: &str) -> Result<()> {
 
 /// Runs `ip` once inside `netns` with one command per line.
 pub(super) fn ip_batch(netns: &str, lines: &[String]) -> Result<()> {
-    run_ip(&["-n", netns, "-batch", "-"], &lines.join("\n"))
-        .with_context(|| format!("configuring namespace {netns}"))
+    run_ip(&["-n", netns, "-batch", "-"], &lines.join("\n")).with_context(|| format!("configuring namespace {netns}"))
 }
 
 /// Writes sysctls of a namespace; keys are paths below /proc/sys.
@@ -72,8 +67,7 @@ pub fn in_netns<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> Result
     thread::scope(|scope| {
         scope
             .spawn(|| {
-                setns(&file, CloneFlags::CLONE_NEWNET)
-                    .with_context(|| format!("entering namespace {netns}"))?;
+                setns(&file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering namespace {netns}"))?;
                 Ok(work())
             })
             .join()
@@ -83,12 +77,7 @@ pub fn in_netns<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> Result
 
 /// A name cut to what the kernel takes for an interface.
 pub(super) fn ifname(wanted: &str) -> String {
-    wanted
-        .chars()
-        .take(IFNAME_MAX)
-        .collect::<String>()
-        .trim_end_matches('-')
-        .to_owned()
+    wanted.chars().take(IFNAME_MAX).collect::<String>().trim_end_matches('-').to_owned()
 }
 
 fn run_ip(args: &[&str], input: &str) -> Result<()> {

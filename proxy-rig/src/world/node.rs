@@ -53,19 +53,8 @@ pub struct Pod {
 }
 
 impl Node {
-    pub(super) fn new(
-        run: &Arc<Run>,
-        name: &str,
-        index: u8,
-        addresses: &Addresses,
-    ) -> Result<Self> {
-        let host = Host::new(
-            run,
-            name,
-            Some(name),
-            *addresses,
-            &Path::new(name).join(HOST_CGROUP),
-        )?;
+    pub(super) fn new(run: &Arc<Run>, name: &str, index: u8, addresses: &Addresses) -> Result<Self> {
+        let host = Host::new(run, name, Some(name), *addresses, &Path::new(name).join(HOST_CGROUP))?;
         let node = Self(Arc::new(Inner {
             host,
             index,
@@ -146,11 +135,7 @@ impl Node {
     }
 
     pub fn pods(&self) -> Vec<Pod> {
-        self.0
-            .pods
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The cgroup that holds the node's processes and its connect-path pods: `--cgroup-root` of its agent.
@@ -189,11 +174,7 @@ impl Node {
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "{program} on {}: {}\n{stdout}{stderr}",
-                self.name(),
-                output.status
-            );
+            bail!("{program} on {}: {}\n{stdout}{stderr}", self.name(), output.status);
         }
         Ok(stdout)
     }

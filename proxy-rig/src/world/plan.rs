@@ -30,37 +30,22 @@ pub(super) struct Addresses {
 
 impl Addresses {
     pub(super) fn node(index: u8) -> Result<Self> {
-        ensure!(
-            (1..=80).contains(&index),
-            "node number {index} is not in 1..=80"
-        );
+        ensure!((1..=80).contains(&index), "node number {index} is not in 1..=80");
         Self::on_fabric(10 + index)
     }
 
     pub(super) fn client(index: u8) -> Result<Self> {
-        ensure!(
-            (1..=150).contains(&index),
-            "client number {index} is not in 1..=150"
-        );
+        ensure!((1..=150).contains(&index), "client number {index} is not in 1..=150");
         Self::on_fabric(100 + index)
     }
 
     pub(super) fn pod(node: u8, index: u8) -> Result<Self> {
-        ensure!(
-            (1..=250).contains(&index),
-            "pod number {index} is not in 1..=250"
-        );
-        Ok(Self {
-            v4: Ipv4Addr::new(10, 244, node, index),
-            v6: parse_v6(&format!("fd00:10:244:{node}::{index}"))?,
-        })
+        ensure!((1..=250).contains(&index), "pod number {index} is not in 1..=250");
+        Ok(Self { v4: Ipv4Addr::new(10, 244, node, index), v6: parse_v6(&format!("fd00:10:244:{node}::{index}"))? })
     }
 
     fn on_fabric(last: u8) -> Result<Self> {
-        Ok(Self {
-            v4: Ipv4Addr::new(172, 18, 0, last),
-            v6: parse_v6(&format!("fd00:172:18::{last}"))?,
-        })
+        Ok(Self { v4: Ipv4Addr::new(172, 18, 0, last), v6: parse_v6(&format!("fd00:172:18::{last}"))? })
     }
 }
 
@@ -75,10 +60,7 @@ pub(super) fn pod_routes(node: u8, [via_v4, via_v6]: [IpAddr; 2]) -> [String; 2]
 /// Link addresses of a pod's link: the node's end and the pod's end. Fixed, so that both
 /// neighbour entries can be written before anyone asks.
 pub(super) fn pod_macs(node: u8, index: u8) -> [String; 2] {
-    [
-        format!("0a:f4:{node:02x}:{index:02x}:00:01"),
-        format!("0a:f4:{node:02x}:{index:02x}:00:02"),
-    ]
+    [format!("0a:f4:{node:02x}:{index:02x}:00:01"), format!("0a:f4:{node:02x}:{index:02x}:00:02")]
 }
 
 fn parse_v6(text: &str) -> Result<Ipv6Addr> {

@@ -39,31 +39,22 @@ impl Placement {
     }
 
     /// Moves the calling process there and becomes `program`. Returns only if that failed.
-    pub fn exec(
-        &self,
-        program: &OsStr,
-        args: &[std::ffi::OsString],
-    ) -> Result<std::convert::Infallible> {
+    pub fn exec(&self, program: &OsStr, args: &[std::ffi::OsString]) -> Result<std::convert::Infallible> {
         let (namespace, mut procs) = self.open()?;
         enter(&namespace, &mut procs)
             .with_context(|| format!("entering {} and {}", self.netns, self.cgroup.display()))?;
-        Err(Command::new(program).args(args).exec())
-            .with_context(|| format!("starting {}", program.to_string_lossy()))
+        Err(Command::new(program).args(args).exec()).with_context(|| format!("starting {}", program.to_string_lossy()))
     }
 
     fn open(&self) -> Result<(File, File)> {
-        let namespace = File::open(netns::path(&self.netns))
-            .with_context(|| format!("namespace {}", self.netns))?;
+        let namespace = File::open(netns::path(&self.netns)).with_context(|| format!("namespace {}", self.netns))?;
         Ok((namespace, open_procs(&self.cgroup)?))
     }
 }
 
 fn open_procs(cgroup: &Path) -> Result<File> {
     let path = cgroup.join("cgroup.procs");
-    OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .with_context(|| path.display().to_string())
+    OpenOptions::new().write(true).open(&path).with_context(|| path.display().to_string())
 }
 
 /// "0" stands for the writing process. The cgroup comes first: from then on the run's removal reaches it.

@@ -54,11 +54,7 @@ fn remove_old_drafts() -> Result<()> {
     for entry in fs::read_dir(REGISTRY).context(REGISTRY)? {
         let entry = entry.context(REGISTRY)?;
         let is_draft = entry.file_name().to_string_lossy().starts_with(".new-");
-        let age = entry
-            .metadata()
-            .and_then(|meta| meta.modified())
-            .ok()
-            .and_then(|time| time.elapsed().ok());
+        let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
         if is_draft && age.is_some_and(|age| age > DRAFT_AGE) {
             fs::remove_dir_all(entry.path()).with_context(|| entry.path().display().to_string())?;
         }

@@ -46,18 +46,9 @@ impl Run {
         let pins = mounts::bpffs()?.join(FOLDER);
         let pid = std::process::id();
         let start_time = start_time(pid).context("reading this process' own start time")?;
-        let owner = Owner {
-            pid,
-            start_time,
-            tag: tag.to_owned(),
-        };
+        let owner = Owner { pid, start_time, tag: tag.to_owned() };
         let (id, dir) = register(&owner)?;
-        let run = Arc::new(Self {
-            cgroup: cgroups.join(&id),
-            pins: pins.join(&id),
-            id,
-            dir,
-        });
+        let run = Arc::new(Self { cgroup: cgroups.join(&id), pins: pins.join(&id), id, dir });
         end_on_signals()?;
         lock_live().push(Arc::clone(&run));
         let made = cgroup::create(&run.cgroup).and_then(|()| cgroup::create(&run.pins));
@@ -119,20 +110,14 @@ pub(super) fn remove(id: &str) -> Result<()> {
     if failures.is_empty() {
         return remove_dir(&Path::new(REGISTRY).join(id));
     }
-    Err(anyhow!(
-        "run {id} is not removed completely: {}",
-        failures.join("; ")
-    ))
+    Err(anyhow!("run {id} is not removed completely: {}", failures.join("; ")))
 }
 
 /// Namespaces, and folders among cgroups, pins and the registry.
 pub(super) fn leftovers(id: &str) -> Result<Vec<String>> {
     let mut folders = vec![mounts::cgroup2()?.join(FOLDER), PathBuf::from(REGISTRY)];
     folders.extend(mounts::existing_bpffs()?.map(|bpffs| bpffs.join(FOLDER)));
-    let left = folders
-        .into_iter()
-        .map(|folder| folder.join(id))
-        .filter(|path| path.exists());
+    let left = folders.into_iter().map(|folder| folder.join(id)).filter(|path| path.exists());
     let mut left: Vec<String> = left.map(|path| path.display().to_string()).collect();
     left.extend(netns::list(&netns_prefix(id))?);
     Ok(left)
@@ -151,9 +136,8 @@ pub(super) fn registered() -> Result<Vec<(String, Option<Owner>)>> {
         let id = entry.file_name().to_string_lossy().into_owned();
         // Dot names are entries in the making and the reaper's lock.
         if !id.starts_with('.') {
-            let owner = fs::read(entry.path().join(OWNER_FILE))
-                .ok()
-                .and_then(|text| serde_json::from_slice(&text).ok());
+            let owner =
+                fs::read(entry.path().join(OWNER_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());
             runs.push((id, owner));
         }
     }
@@ -198,50 +182,39 @@ fn remove_dir(path: &Path) -> Result<()> {
 }
 
 fn lock_live() -> std::sync::MutexGuard<'static, Vec<Arc<Run>>> {
-    LIVE.lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    LIVE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// From the first world on, SIGINT and SIGTERM remove every live run and end the process.
 fn end_on_signals() -> Result<()> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
-    let started =
-        STARTED.get_or_init(|| start_signal_thread().map_err(|error| format!("{error:#}")));
-    started
-        .clone()
-        .map_err(|error| anyhow!("catching signals: {error}"))
+    let started = STARTED.get_or_init(|| start_signal_thread().map_err(|error| format!("{error:#}")));
+    started.clone().map_err(|error| anyhow!("catching signals: {error}"))
 }
 
 fn start_signal_thread() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();
-        (
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-        )
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
-    thread::Builder::new()
-        .name("rig-signals".into())
-        .spawn(move || {
-            let number = runtime.block_on(async {
-                tokio::select! {
-                    _ = interrupt.recv() => libc::SIGINT,
-                    _ = terminate.recv() => libc::SIGTERM,
-                }
-            });
-            let runs = lock_live().clone();
-            for run in runs {
-                if let Err(error) = run.remove() {
-                    eprintln!("{error:#}");
-                }
+    thread::Builder::new().name("rig-signals".into()).spawn(move || {
+        let number = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => libc::SIGINT,
+                _ = terminate.recv() => libc::SIGTERM,
             }
-            std::process::exit(128 + number);
-        })?;
+        });
+        let runs = lock_live().clone();
+        for run in runs {
+            if let Err(error) = run.remove() {
+                eprintln!("{error:#}");
+            }
+        }
+        std::process::exit(128 + number);
+    })?;
     Ok(())
 }
 
