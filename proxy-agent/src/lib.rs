@@ -3,5 +3,7 @@
 pub mod dataplane;
 pub mod desired;
 pub mod ingest;
+pub mod loader;
 pub mod model;
+pub mod node;
 pub mod object;

@@ -1,0 +1,124 @@
+//! tc attachment for kernels before 6.6, which have no tcx links: a filter below the clsact qdisc. Its priority and handle are
+//! fixed, so that it is found again, replaced in place and removed. The program is pinned beside the links to mark it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        Link as _, Program, ProgramError, SchedClassifier, TcAttachType,
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    },
+};
+use aya_obj::generated::bpf_attach_type;
+
+use super::{
+    LoaderError,
+    attach::Attached,
+    hooks::Hook,
+    pin_error,
+    pins::Pins,
+    sys::Order,
+};
+
+/// How tc programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum TcBackend {
+    /// tcx where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+/// End of the file names of pins that stand for a filter.
+pub const CLSACT_MARK: &str = "clsact";
+
+/// "WEIR".
+const HANDLE: TcHandle = TcHandle::new(0x5745, 0x4952);
+
+fn priority(order: Order) -> u16 {
+    match order {
+        Order::First => 1,
+        // Behind those that the kernel numbers by itself, which start at 49152 and go down.
+        Order::Last => 50_000,
+    }
+}
+
+fn attach_type(hook: &Hook) -> TcAttachType {
+    if hook.attach_type == bpf_attach_type::BPF_TCX_INGRESS { TcAttachType::Ingress } else { TcAttachType::Egress }
+}
+
+/// `PROGRAM.IFINDEX.clsact`.
+pub(super) fn pin_name(hook: Hook, index: u32) -> String {
+    format!("{}.{index}.{CLSACT_MARK}", hook.program)
+}
+
+pub(super) fn is_pin(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == CLSACT_MARK)
+}
+
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    index: u32,
+    name: &str,
+    pins: &Pins,
+    order: Order,
+) -> Result<Attached, LoaderError> {
+    let Some(Program::SchedClassifier(program)) = ebpf.program_mut(hook.program) else {
+        return Err(LoaderError::NoProgram(hook.program));
+    };
+    let failed = |error| LoaderError::Clsact { program: hook.program, interface: name.to_owned(), error };
+    // An error here means that the qdisc is there already, or shows again in the next step.
+    if let Err(error) = qdisc_add_clsact(name) {
+        tracing::debug!(interface = name, %error, "clsact qdisc not added");
+    }
+    let path = pins.link(&pin_name(*hook, index));
+    let how = match replace(program, hook, name, order) {
+        Ok(()) => Attached::Replaced,
+        Err(_) => {
+            create(program, hook, name, order).map_err(failed)?;
+            Attached::New
+        }
+    };
+    if path.exists() {
+        fs::remove_file(&path).map_err(pin_error("unpin", &path))?;
+    }
+    program.pin(&path).map_err(|error| pin_error("pin a program at", path)(io::Error::other(error)))?;
+    Ok(how)
+}
+
+fn create(program: &mut SchedClassifier, hook: &Hook, name: &str, order: Order) -> Result<(), ProgramError> {
+    let options = NlOptions { priority: priority(order), handle: HANDLE, classid: None };
+    let id = program.attach_with_options(name, attach_type(hook), TcAttachOptions::Netlink(options))?;
+    // The filter stays when this process ends.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn replace(program: &mut SchedClassifier, hook: &Hook, name: &str, order: Order) -> Result<(), ProgramError> {
+    let link = filter(hook, name, order)?;
+    let id = program.attach_to_link(link)?;
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn filter(hook: &Hook, name: &str, order: Order) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, attach_type(hook), priority(order), HANDLE, None)
+}
+
+/// Removes the filter (whichever order it was attached with) and the pin.
+pub(super) fn remove(path: &Path, hook: Hook, index: u32) -> io::Result<()> {
+    if let Ok(name) = nix::net::if_::if_indextoname(index) {
+        let name = name.to_string_lossy();
+        for order in [Order::First, Order::Last] {
+            // Fails for the order that was not used.
+            let _ = filter(&hook, &name, order)?.detach();
+        }
+    }
+    fs::remove_file(PathBuf::from(path))
+}

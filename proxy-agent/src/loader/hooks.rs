@@ -1,0 +1,46 @@
+//! The programs of the kernel object and where each is attached.
+
+use aya_obj::generated::bpf_attach_type::{
+    self, BPF_CGROUP_INET_SOCK_RELEASE, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET4_GETPEERNAME,
+    BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_INET6_GETPEERNAME, BPF_CGROUP_UDP4_RECVMSG, BPF_CGROUP_UDP4_SENDMSG,
+    BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG, BPF_TCX_EGRESS, BPF_TCX_INGRESS,
+};
+
+/// A program by name, and its hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// In the object, in the kernel, and the file name of its pinned link.
+    pub program: &'static str,
+    pub attach_type: bpf_attach_type,
+}
+
+const fn hook(program: &'static str, attach_type: bpf_attach_type) -> Hook {
+    Hook { program, attach_type }
+}
+
+/// On every interface.
+pub const TC_HOOKS: [Hook; 2] = [hook("tc_ingress", BPF_TCX_INGRESS), hook("tc_egress", BPF_TCX_EGRESS)];
+
+/// On the cgroup root.
+pub const CGROUP_HOOKS: [Hook; 9] = [
+    hook("connect4", BPF_CGROUP_INET4_CONNECT),
+    hook("connect6", BPF_CGROUP_INET6_CONNECT),
+    hook("sendmsg4", BPF_CGROUP_UDP4_SENDMSG),
+    hook("sendmsg6", BPF_CGROUP_UDP6_SENDMSG),
+    hook("recvmsg4", BPF_CGROUP_UDP4_RECVMSG),
+    hook("recvmsg6", BPF_CGROUP_UDP6_RECVMSG),
+    hook("getpeername4", BPF_CGROUP_INET4_GETPEERNAME),
+    hook("getpeername6", BPF_CGROUP_INET6_GETPEERNAME),
+    hook("sock_release", BPF_CGROUP_INET_SOCK_RELEASE),
+];
+
+/// Which sockets the connect-time hooks act on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ConnectHooks {
+    /// Sockets of pods and of the node.
+    #[default]
+    All,
+    /// Sockets of the node's own network namespace only.
+    Host,
+    Off,
+}

@@ -1,0 +1,159 @@
+//! Maps and programs into the kernel. Maps that are pinned already are taken over if they still fit.
+
+use std::{fs, path::Path};
+
+use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::Program};
+use proxy_common::abi::{self, Config, names};
+
+use super::{
+    Capacities, ConnectHooks, LoaderError,
+    hooks::{CGROUP_HOOKS, TC_HOOKS},
+    pin_error,
+    pins::Pins,
+};
+
+/// Maps that refer to each other by index: if one of them has to be made anew, all of them are.
+const TABLES: [&str; 11] = [
+    names::ADDRS_V4,
+    names::ADDRS_V6,
+    names::SERVICES_V4,
+    names::SERVICES_V6,
+    names::SETS,
+    names::RINGS,
+    names::BACKENDS_V4,
+    names::BACKENDS_V6,
+    names::SRC_RANGES_V4,
+    names::SRC_RANGES_V6,
+    names::PORT_NAMES,
+];
+
+/// The object in the kernel, its programs not yet attached by this process.
+#[derive(Debug)]
+pub struct Loaded {
+    pub ebpf: Ebpf,
+    /// Maps that were pinned but did not fit and were made anew, hence are empty. Programs of an earlier run still use the
+    /// old ones, so they are better replaced only when these are filled.
+    pub replaced: Vec<&'static str>,
+}
+
+/// What is fixed at load. The seed is a digest of the node's name: selection stays the same over restarts, and differs
+/// between nodes.
+pub fn config_for(node: &str, netns_cookie: u64, connect: ConnectHooks, masquerade_all: bool) -> Config {
+    let mut flags = abi::CONFIG_IPV4 | abi::CONFIG_IPV6 | abi::CONFIG_CONNECT_HOST;
+    if connect == ConnectHooks::All {
+        flags |= abi::CONFIG_CONNECT_PODS;
+    }
+    if masquerade_all {
+        flags |= abi::CONFIG_MASQUERADE_ALL;
+    }
+    Config { host_netns_cookie: netns_cookie, flags, seed: fnv1a(node), ..Config::DEFAULT }
+}
+
+/// `object` is the ELF file of the kernel programs. All programs are loaded, so that a verifier error shows before anything
+/// that runs is touched.
+pub fn load(object: &[u8], pins: &Pins, config: &Config, capacities: &Capacities) -> Result<Loaded, LoaderError> {
+    pins.create().map_err(pin_error("create", pins.links()))?;
+    let replaced = remove_unfit(object, pins, capacities)?;
+    let mut loader = EbpfLoader::new();
+    loader.override_global("CONFIG", config, true);
+    for name in names::PINNED {
+        loader.map_pin_path(name, pins.map(name));
+        if let Some(entries) = capacities.of(name) {
+            loader.map_max_entries(name, entries);
+        }
+    }
+    let mut ebpf = loader.load(object).map_err(LoaderError::Maps)?;
+    load_programs(&mut ebpf)?;
+    Ok(Loaded { ebpf, replaced })
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoaderError> {
+    for hook in TC_HOOKS.iter().chain(&CGROUP_HOOKS) {
+        let name = hook.program;
+        let program = ebpf.program_mut(name).ok_or(LoaderError::NoProgram(name))?;
+        let result = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            _ => return Err(LoaderError::NoProgram(name)),
+        };
+        result.map_err(|error| LoaderError::Program { program: name, error })?;
+    }
+    Ok(())
+}
+
+/// aya takes any pinned map of the right name; this unpins those whose shape is another than the object's.
+fn remove_unfit(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Vec<&'static str>, LoaderError> {
+    let object = aya_obj::Object::parse(object)?;
+    let mut unfit = Vec::new();
+    for name in names::PINNED {
+        let wanted = object.maps.get(name).ok_or(LoaderError::NoMap(name))?;
+        let entries = capacities.of(name).unwrap_or(wanted.max_entries());
+        let wanted = Shape { kind: wanted.map_type(), key: wanted.key_size(), value: wanted.value_size(), entries };
+        if let Some(found) = Shape::of_pin(&pins.map(name))
+            && found != wanted
+        {
+            tracing::warn!(map = name, ?found, ?wanted, "the pinned map does not fit; it is made anew and loses its entries");
+            unfit.push(name);
+        }
+    }
+    if unfit.iter().any(|name| TABLES.contains(name)) {
+        let together = TABLES.into_iter().filter(|name| !unfit.contains(name) && pins.map(name).exists());
+        let together: Vec<_> = together.collect();
+        tracing::warn!(maps = ?together, "made anew together with the map that they refer to or are referred from");
+        unfit.extend(together);
+    }
+    for name in &unfit {
+        let path = pins.map(name);
+        fs::remove_file(&path).map_err(pin_error("unpin", path))?;
+    }
+    Ok(unfit)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    kind: u32,
+    /// Bytes.
+    key: u32,
+    value: u32,
+    entries: u32,
+}
+
+impl Shape {
+    /// `None` if nothing (or no map) is pinned there.
+    fn of_pin(path: &Path) -> Option<Self> {
+        if !path.exists() {
+            return None;
+        }
+        let info = MapInfo::from_pin(path).ok()?;
+        let kind = info.map_type().ok()? as u32;
+        Some(Self { kind, key: info.key_size(), value: info.value_size(), entries: info.max_entries() })
+    }
+}
+
+/// FNV-1a, 32 bits: short, and the same in every build.
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_is_fixed_by_the_node_name() {
+        // Test vectors of the algorithm's authors.
+        assert_eq!(fnv1a(""), 0x811c_9dc5);
+        assert_eq!(fnv1a("foobar"), 0xbf9c_f968);
+        let config = config_for("node-a", 7, ConnectHooks::Host, true);
+        assert_eq!(config.host_netns_cookie, 7);
+        assert!(config.has(abi::CONFIG_CONNECT_HOST) && !config.has(abi::CONFIG_CONNECT_PODS));
+        assert!(config.has(abi::CONFIG_MASQUERADE_ALL));
+        assert_ne!(config.seed, config_for("node-b", 7, ConnectHooks::Host, true).seed);
+    }
+
+    #[test]
+    fn tables_are_pinned_maps() {
+        assert!(TABLES.iter().all(|name| names::PINNED.contains(name)));
+    }
+}

@@ -1,0 +1,109 @@
+//! Where everything that outlives the agent is pinned: `<pin-root>/v<ABI_VERSION>/MAP` and `.../links/PROGRAM[.IFINDEX]`.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use proxy_common::abi::ABI_VERSION;
+
+pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/weir";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+    /// Of one ABI version.
+    dir: PathBuf,
+}
+
+impl Pins {
+    /// The pins of this build's ABI version.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        let dir = root.join(format!("v{ABI_VERSION}"));
+        Self { root, dir }
+    }
+
+    /// The pins of every ABI version below `root`.
+    pub fn all_versions(root: &Path) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+            if number.is_some_and(|number| number.parse::<u32>().is_ok()) && entry.file_type()?.is_dir() {
+                found.push(Self { root: root.to_owned(), dir: entry.path() });
+            }
+        }
+        found.sort_by(|a, b| a.dir.cmp(&b.dir));
+        Ok(found)
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.links().join(name)
+    }
+
+    pub fn create(&self) -> io::Result<()> {
+        fs::create_dir_all(self.links())
+    }
+}
+
+/// Held by the one agent that writes the maps; given back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct WriterLock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
+
+impl WriterLock {
+    /// `None` if another process holds it. The BPF file system has no ordinary files, so the directory itself is locked.
+    pub fn try_acquire(pin_root: &Path) -> io::Result<Option<Self>> {
+        match Flock::lock(File::open(pin_root)?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Self(lock))),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_and_paths() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["v1", "v12", "other", "vx"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let dirs: Vec<_> = Pins::all_versions(root.path()).unwrap().into_iter().map(|pins| pins.dir).collect();
+        assert_eq!(dirs, [root.path().join("v1"), root.path().join("v12")]);
+        let pins = Pins::new("/x");
+        assert_eq!(pins.link("connect4"), Path::new(&format!("/x/v{ABI_VERSION}/links/connect4")));
+    }
+
+    #[test]
+    fn one_writer() {
+        let root = tempfile::tempdir().unwrap();
+        let held = WriterLock::try_acquire(root.path()).unwrap();
+        assert!(held.is_some());
+        assert!(WriterLock::try_acquire(root.path()).unwrap().is_none());
+        drop(held);
+        assert!(WriterLock::try_acquire(root.path()).unwrap().is_some());
+    }
+}

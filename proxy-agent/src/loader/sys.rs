@@ -1,0 +1,175 @@
+//! The bpf(2) calls that aya does not offer: links by interface index, link updates of every type, queries of a chain.
+//! Called by the rest of `loader` and by `weir status`.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::zeroed,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{BPF_F_AFTER, BPF_F_BEFORE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
+
+/// What the kernel says of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkFacts {
+    pub id: u32,
+    pub program: u32,
+    pub target: LinkTarget,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkTarget {
+    /// The interface's index; 0 once it is gone.
+    Tcx(u32),
+    /// The cgroup's id, which is the inode number of its directory; 0 once it is gone.
+    Cgroup(u64),
+    Other,
+}
+
+/// One program of a tcx chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainEntry {
+    pub program: u32,
+    /// 0 if the program was attached without a link.
+    pub link: u32,
+}
+
+/// At which end of the chain a new program goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Order {
+    #[default]
+    First,
+    Last,
+}
+
+fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: `attr` is a whole, initialised union of the size given; every pointer in it outlives the call (see callers).
+    let result = unsafe { libc::syscall(libc::SYS_bpf, cmd as libc::c_long, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn bpf_fd(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    let fd = bpf(cmd, attr)? as i32;
+    // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn empty() -> bpf_attr {
+    // SAFETY: all fields of the union are integers, for which zero is valid.
+    unsafe { zeroed() }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd() as u32
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Opens a pinned object.
+pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = empty();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr)
+}
+
+pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = empty();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = raw(fd);
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// EINVAL on kernels before 6.6.
+pub fn link_tcx(program: BorrowedFd<'_>, ifindex: u32, hook: bpf_attach_type, order: Order) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = hook as u32;
+    // Relative to no program: the very end of the chain.
+    attr.link_create.flags = match order {
+        Order::First => BPF_F_BEFORE,
+        Order::Last => BPF_F_AFTER,
+    };
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+pub fn link_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: bpf_attach_type) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attr.link_create.__bindgen_anon_2.target_fd = raw(cgroup);
+    attr.link_create.attach_type = hook as u32;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+/// Puts another program into the link, in one step. ENOLINK: what it was attached to is gone.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = empty();
+    attr.link_update.link_fd = raw(link);
+    attr.link_update.__bindgen_anon_1.new_prog_fd = raw(program);
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches at once, whoever else holds the link.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = empty();
+    attr.link_detach.link_fd = raw(link);
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+pub fn link_facts(link: BorrowedFd<'_>) -> io::Result<LinkFacts> {
+    // SAFETY: all fields of the struct are integers, for which zero is valid.
+    let mut info: bpf_link_info = unsafe { zeroed() };
+    let mut attr = empty();
+    attr.info.bpf_fd = raw(link);
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let target = if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
+        // SAFETY: the kernel filled the member that belongs to the type.
+        LinkTarget::Tcx(unsafe { info.__bindgen_anon_1.tcx.ifindex })
+    } else if info.type_ == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+        // SAFETY: as above.
+        LinkTarget::Cgroup(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
+    } else {
+        LinkTarget::Other
+    };
+    Ok(LinkFacts { id: info.id, program: info.prog_id, target })
+}
+
+/// The tcx chain of an interface of the own network namespace, in the order of execution.
+pub fn tcx_chain(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<ChainEntry>> {
+    // BPF_MPROG_MAX.
+    const MAX: usize = 64;
+    let mut programs = [0_u32; MAX];
+    let mut links = [0_u32; MAX];
+    let mut attr = empty();
+    attr.query.__bindgen_anon_1.target_ifindex = ifindex;
+    attr.query.attach_type = hook as u32;
+    attr.query.prog_ids = programs.as_mut_ptr() as u64;
+    attr.query.link_ids = links.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.count = MAX as u32;
+    match bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) {
+        // No chain at all.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        result => result?,
+    };
+    // SAFETY: the kernel wrote the count, an integer.
+    let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
+    let entries = programs.iter().zip(links).take(count);
+    Ok(entries.map(|(program, link)| ChainEntry { program: *program, link }).collect())
+}
+
+/// The id that links to this cgroup report: the inode number of its directory.
+pub fn cgroup_id(cgroup: &impl AsFd) -> io::Result<u64> {
+    let stat = nix::sys::stat::fstat(cgroup)?;
+    Ok(stat.st_ino)
+}
