@@ -49,7 +49,7 @@ pub struct Attacher {
 impl Attacher {
     pub fn new(ebpf: Ebpf, pins: Pins, placement: Placement) -> Self {
         let by_tcx = match placement.backend {
-            TcBackend::Auto => KernelVersion::at_least(6, 6, 0),
+            TcBackend::Auto => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)),
             TcBackend::Tcx => true,
             TcBackend::Clsact => false,
         };
@@ -85,7 +85,11 @@ impl Attacher {
         for (path, hook, index) in interface_pins(&self.pins).map_err(pin_error("list", self.pins.links()))? {
             if !wanted.contains_key(&index) {
                 detach_pin(&path, hook, index);
-                tracing::info!(program = hook.program, ifindex = index, "detached from an interface that is not ours (any more)");
+                tracing::info!(
+                    program = hook.program,
+                    ifindex = index,
+                    "detached from an interface that is not ours (any more)"
+                );
             }
         }
         Ok(())
@@ -108,7 +112,7 @@ impl Attacher {
     }
 
     /// Attaches the connect-time programs to a cgroup, and detaches them from any other.
-    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), LoaderError> {
+    pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), LoaderError> {
         for hook in &CGROUP_HOOKS {
             let failed = |error| LoaderError::Cgroup { program: hook.program, cgroup: cgroup.to_owned(), error };
             let directory = File::open(cgroup).map_err(failed)?;
@@ -172,7 +176,7 @@ impl Attacher {
 
 /// File name of the pinned link of a tc program.
 fn pin_name(hook: Hook, index: u32) -> String {
-    format!("{}.{index}", hook.program)
+    format!("{}-{index}", hook.program)
 }
 
 /// Puts `program` into the pinned link if that is attached where it should be; removes the pin otherwise.
@@ -205,7 +209,9 @@ pub(super) fn remove_link(path: &Path) -> io::Result<()> {
     let link = sys::obj_get(path)?;
     match sys::link_detach(link.as_fd()) {
         // The interface or cgroup went first.
-        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::EINVAL)) => return Err(error),
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::EINVAL)) => {
+            return Err(error);
+        }
         _ => {}
     }
     fs::remove_file(path)
@@ -217,7 +223,7 @@ pub(super) fn interface_pins(pins: &Pins) -> io::Result<Vec<(std::path::PathBuf,
     for entry in fs::read_dir(pins.links())? {
         let entry = entry?;
         let name = entry.file_name();
-        let mut parts = name.to_str().unwrap_or_default().split('.');
+        let mut parts = name.to_str().unwrap_or_default().split('-');
         let program = parts.next();
         let hook = TC_HOOKS.into_iter().find(|hook| program == Some(hook.program));
         let index = parts.next().and_then(|index| index.parse().ok());

@@ -15,14 +15,7 @@ use aya::{
 };
 use aya_obj::generated::bpf_attach_type;
 
-use super::{
-    LoaderError,
-    attach::Attached,
-    hooks::Hook,
-    pin_error,
-    pins::Pins,
-    sys::Order,
-};
+use super::{LoaderError, attach::Attached, hooks::Hook, pin_error, pins::Pins, sys::Order};
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -52,13 +45,13 @@ fn attach_type(hook: &Hook) -> TcAttachType {
     if hook.attach_type == bpf_attach_type::BPF_TCX_INGRESS { TcAttachType::Ingress } else { TcAttachType::Egress }
 }
 
-/// `PROGRAM.IFINDEX.clsact`.
+/// `PROGRAM-IFINDEX-clsact`.
 pub(super) fn pin_name(hook: Hook, index: u32) -> String {
-    format!("{}.{index}.{CLSACT_MARK}", hook.program)
+    format!("{}-{index}-{CLSACT_MARK}", hook.program)
 }
 
 pub(super) fn is_pin(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == CLSACT_MARK)
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(CLSACT_MARK))
 }
 
 pub(super) fn attach(

@@ -93,7 +93,12 @@ fn remove_unfit(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<V
         if let Some(found) = Shape::of_pin(&pins.map(name))
             && found != wanted
         {
-            tracing::warn!(map = name, ?found, ?wanted, "the pinned map does not fit; it is made anew and loses its entries");
+            tracing::warn!(
+                map = name,
+                ?found,
+                ?wanted,
+                "the pinned map does not fit; it is made anew and loses its entries"
+            );
             unfit.push(name);
         }
     }

@@ -1,4 +1,5 @@
-//! Where everything that outlives the agent is pinned: `<pin-root>/v<ABI_VERSION>/MAP` and `.../links/PROGRAM[.IFINDEX]`.
+//! Where everything that outlives the agent is pinned: `<pin-root>/v<ABI_VERSION>/MAP` and `.../links/PROGRAM[-IFINDEX]`.
+//! The BPF file system allows no dots in names.
 
 use std::{
     fs::{self, File},

@@ -7,14 +7,16 @@ use std::{
 
 use nix::mount::{MsFlags, mount};
 
-const MOUNT_TABLE: &str = "/proc/self/mounts";
+const MOUNT_TABLE: &str = "/proc/thread-self/mounts";
 const BPFFS: &str = "/sys/fs/bpf";
 
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     #[error("read {MOUNT_TABLE}: {0}")]
     Table(#[source] io::Error),
-    #[error("no cgroup2 file system is mounted (looked in {MOUNT_TABLE}); mount one or name a directory by --cgroup-root")]
+    #[error(
+        "no cgroup2 file system is mounted (looked in {MOUNT_TABLE}); mount one or name a directory by --cgroup-root"
+    )]
     NoCgroup2,
     #[error("create {}: {error}", path.display())]
     Create { path: PathBuf, error: io::Error },

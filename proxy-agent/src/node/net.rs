@@ -27,8 +27,15 @@ pub enum NetChange {
     Link(Link),
     LinkGone(u32),
     /// `later`: a secondary, temporary or deprecated address, which is nobody's first choice as a source.
-    Address { link: u32, address: IpAddr, later: bool },
-    AddressGone { link: u32, address: IpAddr },
+    Address {
+        link: u32,
+        address: IpAddr,
+        later: bool,
+    },
+    AddressGone {
+        link: u32,
+        address: IpAddr,
+    },
     Route(Route),
     RouteGone(RouteKey),
 }

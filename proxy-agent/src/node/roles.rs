@@ -13,9 +13,8 @@ pub struct RoleRules {
 }
 
 /// Kinds (IFLA_INFO_KIND) that carry traffic between nodes inside other packets.
-const OVERLAY_KINDS: [&str; 12] = [
-    "vxlan", "geneve", "ipip", "ip6tnl", "gre", "gretap", "ip6gre", "ip6gretap", "sit", "wireguard", "vti", "xfrm",
-];
+const OVERLAY_KINDS: [&str; 12] =
+    ["vxlan", "geneve", "ipip", "ip6tnl", "gre", "gretap", "ip6gre", "ip6gretap", "sit", "wireguard", "vti", "xfrm"];
 /// Kinds by which pods and virtual machines hang on a node.
 const POD_KINDS: [&str; 7] = ["veth", "bridge", "tun", "macvtap", "ipvtap", "macvlan", "netkit"];
 

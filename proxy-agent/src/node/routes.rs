@@ -84,7 +84,9 @@ impl RouteTable {
         let defaults = [IpNet::from(IpAddr::from([0_u8; 4])), IpNet::from(IpAddr::from([0_u8; 16]))];
         defaults.iter().any(|host| {
             let everything = IpNet::new(host.addr(), 0).expect("invariant: 0 is a valid prefix length");
-            self.routes.get(&everything).is_some_and(|by_metric| by_metric.values().flatten().any(|link| *link == index))
+            self.routes
+                .get(&everything)
+                .is_some_and(|by_metric| by_metric.values().flatten().any(|link| *link == index))
         })
     }
 

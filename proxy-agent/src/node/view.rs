@@ -104,8 +104,9 @@ impl NodeView {
     /// The node's part of ADDRS: every own address with its `ADDR_*` flags. Loopback addresses are served at connect time
     /// only, and link-local IPv6 addresses, of which each interface has one, not at all.
     pub fn addresses(&self) -> BTreeMap<IpAddr, u32> {
-        let listed = |address: &&IpAddr| !address.is_loopback() && !(address.is_ipv6() && is_link_local(**address));
-        let flags = |address: IpAddr| if self.serves_node_ports(address) { ADDR_NODE | ADDR_NODEPORT } else { ADDR_NODE };
+        let listed = |address: &&IpAddr| !(address.is_loopback() || address.is_ipv6() && is_link_local(**address));
+        let flags =
+            |address: IpAddr| if self.serves_node_ports(address) { ADDR_NODE | ADDR_NODEPORT } else { ADDR_NODE };
         self.own.iter().filter(listed).map(|address| (*address, flags(*address))).collect()
     }
 
@@ -113,7 +114,8 @@ impl NodeView {
     pub fn is_direct(&self, address: IpAddr) -> bool {
         let leads_to_pod = |link: &u32| self.roles.get(link) == Some(&IfaceRole::Pod);
         let by_route = || self.net.routes().links_to(address);
-        self.own.contains(&address) || by_route().is_some_and(|links| !links.is_empty() && links.iter().all(leads_to_pod))
+        self.own.contains(&address)
+            || by_route().is_some_and(|links| !links.is_empty() && links.iter().all(leads_to_pod))
     }
 
     /// Per family one address: of the Node object if it is bound here, else of the interface with the default route.

@@ -44,10 +44,7 @@ fn view(node_ports: &str) -> NodeView {
 fn roles_and_interface_addresses() {
     let ifaces = view("primary").ifaces();
     let roles: Vec<_> = ifaces.iter().map(|(index, iface)| (*index, iface.role)).collect();
-    assert_eq!(
-        roles,
-        [(2, IfaceRole::Uplink), (3, IfaceRole::Pod), (4, IfaceRole::Pod), (5, IfaceRole::Overlay)]
-    );
+    assert_eq!(roles, [(2, IfaceRole::Uplink), (3, IfaceRole::Pod), (4, IfaceRole::Pod), (5, IfaceRole::Overlay)]);
     assert_eq!(ifaces[&2].addr_v4.to_string(), "192.0.2.1");
     assert_eq!(ifaces[&3].addr_v4.to_string(), "10.244.1.1");
     assert_eq!(ifaces[&4].addr_v4.to_string(), "192.0.2.1");
