@@ -2,6 +2,8 @@
 //! its own mounts, its own BPF file system and its own cgroup. Needs root and an agent built with the kernel object; says so
 //! and does nothing otherwise.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::{collections::BTreeMap, fs, os::fd::AsFd, path::PathBuf, process::Command};
 
 use nix::{
