@@ -7,3 +7,4 @@ pub mod loader;
 pub mod model;
 pub mod node;
 pub mod object;
+pub mod sources;

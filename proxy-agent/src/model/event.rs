@@ -9,7 +9,7 @@ use super::{
 
 /// An object that is known by a key.
 pub trait Keyed {
-    type Key: Clone + fmt::Debug + PartialEq + Eq + Ord + std::hash::Hash + Send;
+    type Key: Clone + fmt::Debug + PartialEq + Eq + Ord + std::hash::Hash + Send + Sync;
     fn key(&self) -> Self::Key;
 }
 
@@ -49,13 +49,12 @@ pub struct ObjectRef {
 }
 
 /// A malformed object, or the part of one, that is not used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{object}: {field}: {reason}, got {got:?}")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skip {
     pub object: ObjectRef,
     /// Path of the field, as `spec.ports[1].port`.
     pub field: String,
-    /// The value found there.
+    /// The value found there; for [`SkipReason::Malformed`] what is wrong with it.
     pub got: String,
     pub reason: SkipReason,
 }
@@ -63,6 +62,8 @@ pub struct Skip {
 /// Why a part was skipped. [`SkipReason::as_str`] is a metric label and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SkipReason {
+    /// The object does not have the shape of its kind; nothing of it is used.
+    Malformed,
     MissingName,
     MissingService,
     InvalidIp,
@@ -77,7 +78,8 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
-    pub const ALL: [SkipReason; 11] = [
+    pub const ALL: [SkipReason; 12] = [
+        SkipReason::Malformed,
         SkipReason::MissingName,
         SkipReason::MissingService,
         SkipReason::InvalidIp,
@@ -93,6 +95,7 @@ impl SkipReason {
 
     pub fn as_str(self) -> &'static str {
         match self {
+            SkipReason::Malformed => "malformed",
             SkipReason::MissingName => "missing-name",
             SkipReason::MissingService => "missing-service",
             SkipReason::InvalidIp => "invalid-ip",
@@ -111,6 +114,7 @@ impl SkipReason {
 impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            SkipReason::Malformed => "expected another shape",
             SkipReason::MissingName => "expected a name",
             SkipReason::MissingService => "expected the name of a Service",
             SkipReason::InvalidIp => "expected an IP address",
@@ -125,6 +129,16 @@ impl fmt::Display for SkipReason {
             }
             SkipReason::DuplicatePort => "expected each port once",
         })
+    }
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Skip { object, field, got, reason } = self;
+        match reason {
+            SkipReason::Malformed => write!(f, "{object}: {field}: {got}"),
+            _ => write!(f, "{object}: {field}: {reason}, got {got:?}"),
+        }
     }
 }
 

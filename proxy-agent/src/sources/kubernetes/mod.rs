@@ -1,0 +1,174 @@
+//! A Kubernetes API server as a source: watches of Services, EndpointSlices and the own Node.
+//!
+//! Called by the agent's main: [`connect`] makes the client, [`watch`] runs for as long as the agent does.
+//! Objects are reduced when they arrive and not kept here, only their names.
+
+mod client;
+mod listing;
+mod tolerant;
+mod watched;
+
+use std::{pin::pin, time::Duration};
+
+use futures::StreamExt;
+use kube::{
+    Api, Client,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, watcher},
+    },
+};
+use tokio::{sync::mpsc, time};
+
+pub use client::{ConnectError, KubernetesConfig, connect};
+
+use self::{listing::Listing, tolerant::Tolerant, watched::Watched};
+use super::{ReceiverGone, Warnings};
+use crate::{
+    ingest::Interner,
+    model::{EndpointSlice, Event, Node, Service},
+};
+
+/// HTTP 410: the resource version is older than what the server remembers.
+const GONE: u16 = 410;
+/// Before a watch that could not even start is begun anew with a listing.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// Sends every object and change until the receiver of the events is gone. Errors of the API server are
+/// warnings: the watches are resumed with growing pauses, and what was sent before stays valid.
+pub async fn watch(client: Client, node_name: &str, events: mpsc::Sender<Event>) -> Result<(), ReceiverGone> {
+    tokio::try_join!(
+        watch_kind::<Service>(&client, node_name, &events),
+        watch_kind::<EndpointSlice>(&client, node_name, &events),
+        watch_kind::<Node>(&client, node_name, &events),
+    )?;
+    Ok(())
+}
+
+/// How one watch came to an end that it does not recover from by itself.
+enum End {
+    Expired,
+    Receiver(ReceiverGone),
+}
+
+async fn watch_kind<T: Watched>(
+    client: &Client,
+    node_name: &str,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), ReceiverGone> {
+    let mut watch =
+        Watch::<T> { events, listing: Listing::default(), names: Interner::default(), warnings: Warnings::default() };
+    loop {
+        tokio::select! {
+            () = events.closed() => return Err(ReceiverGone),
+            end = watch.run(Api::all(client.clone()), T::selection(node_name)) => match end {
+                End::Expired => time::sleep(RESTART_PAUSE).await,
+                End::Receiver(gone) => return Err(gone),
+            },
+        }
+    }
+}
+
+/// The watch of one kind of object.
+struct Watch<'a, T: Watched> {
+    events: &'a mpsc::Sender<Event>,
+    listing: Listing<T>,
+    names: Interner,
+    warnings: Warnings,
+}
+
+impl<T: Watched> Watch<'_, T> {
+    async fn run(&mut self, api: Api<Tolerant<T::Object>>, selection: watcher::Config) -> End {
+        let mut stream = pin!(watcher(api, selection).default_backoff());
+        while let Some(result) = stream.next().await {
+            match result {
+                Ok(event) => {
+                    if let Err(gone) = self.take(event).await {
+                        return End::Receiver(gone);
+                    }
+                }
+                // The watcher would go on asking for the same version; only a listing helps.
+                Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == GONE => {
+                    return End::Expired;
+                }
+                // An ordinary event in the life of a watch; the watcher lists again by itself.
+                Err(watcher::Error::WatchError(status)) if status.code == GONE => {
+                    tracing::info!("watching {}: the server has forgotten our version, listing again", T::KIND);
+                }
+                Err(error) => {
+                    let text = chain(&error);
+                    self.warnings
+                        .warn(format_args!("watching {}: {text}; retrying, the last state stays in use", T::KIND));
+                }
+            }
+        }
+        End::Expired
+    }
+
+    async fn take(&mut self, event: watcher::Event<Tolerant<T::Object>>) -> Result<(), ReceiverGone> {
+        match event {
+            watcher::Event::Init => self.listing.begin(),
+            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => return self.apply(object).await,
+            watcher::Event::Delete(object) => {
+                if let Some(change) = T::key_of(&object.metadata).and_then(|key| self.listing.delete(key)) {
+                    self.send(T::event(change)).await?;
+                }
+            }
+            watcher::Event::InitDone => {
+                for change in self.listing.finish() {
+                    self.send(T::event(change)).await?;
+                }
+                self.send(Event::Synced(T::SOURCE)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, object: Tolerant<T::Object>) -> Result<(), ReceiverGone> {
+        let Some(key) = T::key_of(&object.metadata) else { return Ok(()) };
+        let (change, skips) = match &object.object {
+            Ok(object) => {
+                let reduced = T::reduce(object, &mut self.names);
+                (self.listing.apply(key.clone(), reduced.value), reduced.skips)
+            }
+            Err(error) => {
+                self.listing.keep(key.clone());
+                (None, vec![tolerant::skip(T::KIND, &object.metadata, error)])
+            }
+        };
+        if let Some(change) = change {
+            self.send(T::event(change)).await?;
+        }
+        let news = self.listing.new_skips(key, skips);
+        if news.is_empty() {
+            return Ok(());
+        }
+        for skip in &news {
+            self.warnings.warn(format_args!("{skip}; this part is left out"));
+        }
+        self.send(Event::Skipped(news)).await
+    }
+
+    async fn send(&self, event: Event) -> Result<(), ReceiverGone> {
+        self.events.send(event).await.map_err(|_| ReceiverGone)
+    }
+}
+
+/// An error with its causes: kube's own texts name the operation, and only their sources the reason.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        // Several of kube's errors repeat their source in their own text.
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
