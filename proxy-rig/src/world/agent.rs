@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{binaries, node::Node};
+use super::node::Node;
 
 const READY_DEADLINE: Duration = Duration::from_secs(20);
 const END_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,13 +37,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub(super) fn start(node: &Node, args: &[&str]) -> Result<Self> {
+    pub(super) fn start(node: &Node, program: &Path, args: &[&str]) -> Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let log = node.run().dir().join(format!("{}-agent-{number}.log", node.name()));
         let file = File::create(&log).with_context(|| log.display().to_string())?;
         let child = node
-            .command(binaries::weir_binary()?)?
+            .command(program)?
             .arg("agent")
             .args(["--hostname-override", node.name()])
             .arg("--cgroup-root")

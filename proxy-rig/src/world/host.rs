@@ -22,6 +22,19 @@ use super::{
 /// Cgroup of the clients, below the run and beside the nodes: no agent attaches there.
 const OUTSIDE: &str = "outside";
 
+/// An address is usable at once, not after a second of probing; and a route stays what the
+/// test made it, whatever a node on the way would advise.
+const SYSCTLS: [(&str, &str); 8] = [
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/router_solicitations", "0"),
+    ("net/ipv6/conf/default/accept_redirects", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/default/accept_redirects", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+];
+
 /// Cheap to clone; the namespace lives as long as the world.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -46,15 +59,8 @@ impl Host {
         cgroup::create(&cgroup)?;
         let netns = run.netns_name(name);
         netns::add(&netns)?;
-        // Before any interface exists: an address is usable at once, not after a second of probing.
-        netns::sysctls(
-            &netns,
-            &[
-                ("net/ipv6/conf/default/accept_dad", "0"),
-                ("net/ipv6/conf/default/accept_ra", "0"),
-                ("net/ipv6/conf/default/router_solicitations", "0"),
-            ],
-        )?;
+        // Before any interface exists, so that all of them inherit it.
+        netns::sysctls(&netns, &SYSCTLS)?;
         Ok(Self {
             name: name.to_owned(),
             node: node.map(str::to_owned),

@@ -150,7 +150,12 @@ impl Node {
 
     /// Starts `weir agent` on the node, told its name, cgroup and pin directory, with `args` added.
     pub fn start_agent(&self, args: &[&str]) -> Result<Agent> {
-        Agent::start(self, args)
+        self.start_agent_from(&binaries::weir_binary()?, args)
+    }
+
+    /// The same with another build of the agent.
+    pub fn start_agent_from(&self, program: &Path, args: &[&str]) -> Result<Agent> {
+        Agent::start(self, program, args)
     }
 
     /// Runs another subcommand of `weir` on the node to its end, with the node's pin directory.
