@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use proxy_rig::{
     call::process,
+    demo::{self, DemoArgs},
     echo::Identity,
     world::{Placement, reap::reap_dead_runs},
 };
@@ -21,6 +22,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show real requests reaching their backends over every kind of path
+    Demo(DemoArgs),
     /// Bring up a world, print it, keep it until Ctrl-C
     World(world::WorldArgs),
     /// Remove what runs left behind whose owner is dead
@@ -59,6 +62,7 @@ struct PodServer {
 impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.command {
+            Command::Demo(args) => block_on(demo::run(args)),
             Command::World(args) => block_on(world::run(args)),
             Command::Reap => reap(),
             Command::ExecIn(args) => exec_in(args),
