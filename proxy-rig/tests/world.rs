@@ -4,9 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     net::{IpAddr, SocketAddr},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -206,7 +206,7 @@ fn nothing_is_left_after_kill_and_reap() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let id = run_id_of(&mut owner);
+    let (id, _reader) = run_id_of(&mut owner);
     assert!(!leftovers(&id).unwrap().is_empty());
     owner.kill().unwrap();
     owner.wait().unwrap();
@@ -224,7 +224,7 @@ fn a_signal_removes_the_world() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let id = run_id_of(&mut owner);
+    let (id, _reader) = run_id_of(&mut owner);
     let pid = nix::unistd::Pid::from_raw(owner.id().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     let status = owner.wait().unwrap();
@@ -245,11 +245,13 @@ fn the_living_are_not_reaped() {
     assert_eq!(leftovers(first.run_id()).unwrap(), before);
 }
 
-/// `weir-rig world` prints "run <id>: ..." when all is up.
-fn run_id_of(owner: &mut std::process::Child) -> String {
-    let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    lines
+/// `weir-rig world` prints "run <id>: ..." when all is up. The pipe stays open with the reader.
+fn run_id_of(owner: &mut Child) -> (String, impl Sized) {
+    let mut reader = BufReader::new(owner.stdout.take().unwrap());
+    let lines = reader.by_ref().lines();
+    let id = lines
         .map_while(Result::ok)
         .find_map(|line| Some(line.strip_prefix("run ")?.split_once(':')?.0.to_owned()))
-        .expect("the world did not come up")
+        .expect("the world did not come up");
+    (id, reader)
 }
