@@ -6,7 +6,7 @@
 use std::{
     io::{BufRead, BufReader, Read},
     net::{IpAddr, SocketAddr},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -246,7 +246,7 @@ fn the_living_are_not_reaped() {
 }
 
 /// `weir-rig world` prints "run <id>: ..." when all is up. The pipe stays open with the reader.
-fn run_id_of(owner: &mut Child) -> (String, impl Sized) {
+fn run_id_of(owner: &mut Child) -> (String, BufReader<ChildStdout>) {
     let mut reader = BufReader::new(owner.stdout.take().unwrap());
     let lines = reader.by_ref().lines();
     let id = lines
