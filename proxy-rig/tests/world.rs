@@ -6,6 +6,7 @@
 use std::{
     io::{BufRead, BufReader, Read},
     net::{IpAddr, SocketAddr},
+    os::unix::process::ExitStatusExt,
     process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -178,6 +179,24 @@ async fn a_reply_leaves_from_the_address_that_was_asked() {
     assert_eq!(result.answered().unwrap().server.ip(), IpAddr::from([192, 0, 2, 42]));
 }
 
+/// How a server of the test's own process, such as the API server double, is reached from a node.
+#[tokio::test]
+async fn a_listener_inside_a_namespace() {
+    if !is_root() {
+        return;
+    }
+    let world = world();
+    let [node1, _] = two_nodes(&world);
+    let control_plane = world.add_client("control-plane").unwrap();
+    let address = SocketAddr::from((control_plane.ipv4(), 6443));
+    let listener = control_plane.listen(address).unwrap();
+    assert_eq!(listener.local_addr().unwrap(), address);
+    let stream = node1.in_netns(|| std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)));
+    let (_, from) = listener.accept().unwrap();
+    assert_eq!(from.ip(), IpAddr::from(node1.ipv4()));
+    stream.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn nothing_is_left_after_drop() {
     if !is_root() {
@@ -207,11 +226,22 @@ fn nothing_is_left_after_kill_and_reap() {
         .spawn()
         .unwrap();
     let (id, _reader) = run_id_of(&mut owner);
-    assert!(!leftovers(&id).unwrap().is_empty());
+    // Agents, unlike actors, do not end with their owner.
+    let cgroup = host_cgroup(&id);
+    let mut survivor = Command::new(env!("CARGO_BIN_EXE_weir-rig"))
+        .args(["exec-in", "--netns", &format!("weir-{id}-node-1"), "--cgroup", &cgroup])
+        .args(["--", "sh", "-c", "echo in; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 3];
+    survivor.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
     owner.kill().unwrap();
     owner.wait().unwrap();
+    assert!(survivor.try_wait().unwrap().is_none());
     reap_dead_runs().unwrap();
     assert_eq!(leftovers(&id).unwrap(), Vec::<String>::new());
+    assert_eq!(survivor.wait().unwrap().signal(), Some(9));
 }
 
 #[test]
@@ -243,6 +273,13 @@ fn the_living_are_not_reaped() {
     let _second = world();
     std::thread::sleep(Duration::from_millis(10));
     assert_eq!(leftovers(first.run_id()).unwrap(), before);
+}
+
+/// The host cgroup of node-1, by the list of what the run has.
+fn host_cgroup(id: &str) -> String {
+    let all = leftovers(id).unwrap();
+    let root = all.iter().find(|path| path.contains("cgroup")).unwrap();
+    format!("{root}/node-1/host")
 }
 
 /// `weir-rig world` prints "run <id>: ..." when all is up. The pipe stays open with the reader.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::run::{self, Owner, REGISTRY};
@@ -15,17 +15,22 @@ use super::run::{self, Owner, REGISTRY};
 const DRAFT_AGE: Duration = Duration::from_secs(60);
 
 /// Removes dead runs and returns their ids. Runs with a living owner are never touched.
+/// A run that cannot be removed does not keep the others; all failures make the error.
 pub fn reap_dead_runs() -> Result<Vec<String>> {
     fs::create_dir_all(REGISTRY).context(REGISTRY)?;
     let _only_reaper = lock()?;
     remove_old_drafts()?;
-    let mut reaped = Vec::new();
+    let (mut reaped, mut failures) = (Vec::new(), Vec::new());
     for (id, owner) in run::registered()? {
-        if owner.as_ref().is_none_or(|owner| !is_alive(owner)) {
-            run::remove(&id)?;
-            reaped.push(id);
+        if owner.as_ref().is_some_and(is_alive) {
+            continue;
+        }
+        match run::remove(&id) {
+            Ok(()) => reaped.push(id),
+            Err(error) => failures.push(format!("{error:#}")),
         }
     }
+    ensure!(failures.is_empty(), failures.join("; "));
     Ok(reaped)
 }
 
