@@ -15,7 +15,7 @@ pub use endpoints::slices_of_endpoints;
 pub use intern::Interner;
 pub use node::reduce_node;
 pub use service::reduce_service;
-pub use slice::reduce_slice;
+pub use slice::{reduce_slice, share_names};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 

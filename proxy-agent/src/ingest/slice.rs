@@ -46,6 +46,20 @@ pub fn reduce_slice(object: &discovery::EndpointSlice, names: &mut Interner) -> 
     skips.with(slice)
 }
 
+/// Takes the texts of a slice that was reduced elsewhere into the set of shared ones.
+pub fn share_names(slice: &mut EndpointSlice, names: &mut Interner) {
+    let EndpointSlice { name: _, service, family: _, ports, endpoints } = slice;
+    let service = [&mut service.namespace, &mut service.name].into_iter();
+    let ports = ports.iter_mut().map(|port| &mut port.name);
+    let endpoints = endpoints.iter_mut().flat_map(|endpoint| {
+        let places = endpoint.node.iter_mut().chain(&mut endpoint.zone);
+        places.chain(&mut endpoint.zone_hints).chain(&mut endpoint.node_hints)
+    });
+    for text in service.chain(ports).chain(endpoints) {
+        *text = names.get(text);
+    }
+}
+
 /// A port without a name or number stands for "every port", which no Service port can mean.
 fn ports(object: &discovery::EndpointSlice, names: &mut Interner, skips: &mut Skips) -> Vec<SlicePort> {
     let mut found = Vec::new();

@@ -1,11 +1,16 @@
 //! The connection to the API server: kubeconfig, service account, or an address given by flag.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+
+use super::watched::WATCH_TIMEOUT_S;
+
+/// Longer than a watch lives.
+const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_TIMEOUT_S as u64 + 30);
 
 /// The flags --kubeconfig and --master, which mean what they mean for kube-proxy.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +34,10 @@ pub enum ConnectError {
 
 /// Makes a client. Nothing is sent yet, so a server that is down is no error here.
 pub async fn connect(config: &KubernetesConfig) -> Result<Client, ConnectError> {
-    let config = client_config(config).await?;
+    let mut config = client_config(config).await?;
+    // A watch is quiet for as long as nothing happens; a listing must not wait for a dead server for ever.
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.reset_reader_on_write = true;
     let url = config.cluster_url.to_string();
     Client::try_from(config).map_err(|source| ConnectError::Client { url, source: Box::new(source) })
 }

@@ -25,7 +25,7 @@ pub use client::{ConnectError, KubernetesConfig, connect};
 use self::{listing::Listing, tolerant::Tolerant, watched::Watched};
 use super::{ReceiverGone, Warnings};
 use crate::{
-    ingest::Interner,
+    ingest::{Interner, Reduced},
     model::{EndpointSlice, Event, Node, Service},
 };
 
@@ -78,7 +78,7 @@ struct Watch<'a, T: Watched> {
 }
 
 impl<T: Watched> Watch<'_, T> {
-    async fn run(&mut self, api: Api<Tolerant<T::Object>>, selection: watcher::Config) -> End {
+    async fn run(&mut self, api: Api<Tolerant<T>>, selection: watcher::Config) -> End {
         let mut stream = pin!(watcher(api, selection).default_backoff());
         while let Some(result) = stream.next().await {
             match result {
@@ -105,7 +105,7 @@ impl<T: Watched> Watch<'_, T> {
         End::Expired
     }
 
-    async fn take(&mut self, event: watcher::Event<Tolerant<T::Object>>) -> Result<(), ReceiverGone> {
+    async fn take(&mut self, event: watcher::Event<Tolerant<T>>) -> Result<(), ReceiverGone> {
         match event {
             watcher::Event::Init => self.listing.begin(),
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => return self.apply(object).await,
@@ -124,16 +124,18 @@ impl<T: Watched> Watch<'_, T> {
         Ok(())
     }
 
-    async fn apply(&mut self, object: Tolerant<T::Object>) -> Result<(), ReceiverGone> {
+    async fn apply(&mut self, object: Tolerant<T>) -> Result<(), ReceiverGone> {
         let Some(key) = T::key_of(&object.metadata) else { return Ok(()) };
-        let (change, skips) = match &object.object {
-            Ok(object) => {
-                let reduced = T::reduce(object, &mut self.names);
-                (self.listing.apply(key.clone(), reduced.value), reduced.skips)
+        let (change, skips) = match object.object {
+            Ok(Reduced { mut value, skips }) => {
+                if let Some(value) = &mut value {
+                    value.share(&mut self.names);
+                }
+                (self.listing.apply(key.clone(), value), skips)
             }
-            Err(error) => {
+            Err(skip) => {
                 self.listing.keep(key.clone());
-                (None, vec![tolerant::skip(T::KIND, &object.metadata, error)])
+                (None, vec![skip])
             }
         };
         if let Some(change) = change {

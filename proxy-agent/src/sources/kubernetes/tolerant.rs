@@ -1,57 +1,58 @@
-//! An API object that may be unreadable without harm to the list it comes in.
+//! An API object, reduced while it is read, that may be unreadable without harm to the list it comes in.
 //!
 //! A server of another version, or an aggregated one, can send what our types do not fit. With plain types
-//! one such object would fail every listing, and with it the whole watch.
+//! one such object would fail every listing, and with it the whole watch. And a listing is held in memory
+//! as a whole: of each object only the reduced form is kept.
 
 use std::borrow::Cow;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::watched::Watched;
 use crate::{
+    ingest::Reduced,
     model::{ObjectRef, Skip, SkipReason},
-    sources::typed::{self, FieldError},
+    sources::typed,
 };
 
 #[derive(Clone, Debug)]
-pub(super) struct Tolerant<K> {
+pub(super) struct Tolerant<T> {
+    /// Names and version only.
     pub(super) metadata: ObjectMeta,
-    pub(super) object: Result<K, FieldError>,
+    pub(super) object: Result<Reduced<T>, Skip>,
 }
 
-pub(super) fn skip(kind: &'static str, metadata: &ObjectMeta, error: &FieldError) -> Skip {
-    Skip {
-        object: ObjectRef {
-            kind,
-            namespace: metadata.namespace.as_deref().unwrap_or_default().into(),
-            name: metadata.name.as_deref().unwrap_or_default().into(),
-        },
-        field: error.path.clone().unwrap_or_default(),
-        got: error.message.clone(),
-        reason: SkipReason::Malformed,
-    }
-}
-
-impl<'de, K: DeserializeOwned> Deserialize<'de> for Tolerant<K> {
+impl<'de, T: Watched> Deserialize<'de> for Tolerant<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut value = Value::deserialize(deserializer)?;
         if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
             // Often the greater part of an object, and of no use here.
             metadata.remove("managedFields");
         }
-        let metadata = value.get("metadata").unwrap_or(&Value::Null);
-        Ok(Self {
-            metadata: typed::from_value(metadata).unwrap_or_else(|_| names_only(metadata)),
-            object: typed::from_value(&value),
-        })
+        let metadata = names_only(&value);
+        let object = match typed::from_value::<T::Object>(&value) {
+            Ok(object) => Ok(T::reduce(&object)),
+            Err(error) => Err(Skip {
+                object: ObjectRef {
+                    kind: T::KIND,
+                    namespace: metadata.namespace.as_deref().unwrap_or_default().into(),
+                    name: metadata.name.as_deref().unwrap_or_default().into(),
+                },
+                field: error.path.unwrap_or_default(),
+                got: error.message,
+                reason: SkipReason::Malformed,
+            }),
+        };
+        Ok(Self { metadata, object })
     }
 }
 
-/// What the watch itself needs, of metadata that are not readable as a whole.
-fn names_only(metadata: &Value) -> ObjectMeta {
-    let text = |field: &str| metadata.get(field).and_then(Value::as_str).map(str::to_owned);
+/// What the watch itself needs, also of metadata that are not readable as a whole.
+fn names_only(object: &Value) -> ObjectMeta {
+    let text = |field: &str| object.get("metadata")?.get(field)?.as_str().map(str::to_owned);
     ObjectMeta {
         name: text("name"),
         namespace: text("namespace"),
@@ -60,24 +61,24 @@ fn names_only(metadata: &Value) -> ObjectMeta {
     }
 }
 
-impl<K: Resource<DynamicType = ()>> Resource for Tolerant<K> {
+impl<T: Watched> Resource for Tolerant<T> {
     type DynamicType = ();
-    type Scope = K::Scope;
+    type Scope = <T::Object as Resource>::Scope;
 
     fn kind(_: &()) -> Cow<'_, str> {
-        K::kind(&())
+        T::Object::kind(&())
     }
 
     fn group(_: &()) -> Cow<'_, str> {
-        K::group(&())
+        T::Object::group(&())
     }
 
     fn version(_: &()) -> Cow<'_, str> {
-        K::version(&())
+        T::Object::version(&())
     }
 
     fn plural(_: &()) -> Cow<'_, str> {
-        K::plural(&())
+        T::Object::plural(&())
     }
 
     fn meta(&self) -> &ObjectMeta {
@@ -91,12 +92,12 @@ impl<K: Resource<DynamicType = ()>> Resource for Tolerant<K> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1 as core;
     use serde_json::json;
 
     use super::*;
+    use crate::model::Service;
 
-    fn read(value: Value) -> Tolerant<core::Service> {
+    fn read(value: Value) -> Tolerant<Service> {
         serde_json::from_value(value).expect("always readable")
     }
 
@@ -105,25 +106,31 @@ mod tests {
         let found = read(json!({
             "metadata": {"name": "web", "namespace": "default"}, "spec": {"ports": [{"port": "eighty"}]},
         }));
-        let error = found.object.expect_err("malformed");
         assert_eq!(
-            skip("Service", &found.metadata, &error).to_string(),
+            found.object.expect_err("malformed").to_string(),
             r#"Service default/web: spec.ports[0].port: expected a number, got "eighty""#
         );
     }
 
     #[test]
-    fn names_survive_malformed_metadata_and_managed_fields_do_not() {
+    fn names_survive_malformed_metadata() {
         let found = read(json!({"metadata": {"name": "web", "labels": 1, "resourceVersion": "7"}}));
-        assert!(found.object.is_err());
+        assert_eq!(found.object.expect_err("malformed").field, "metadata.labels");
         assert_eq!(found.metadata.name.as_deref(), Some("web"));
         assert_eq!(found.metadata.resource_version.as_deref(), Some("7"));
-        let found = read(json!({"metadata": {"name": "web", "managedFields": [{"manager": "kubectl"}]}}));
-        assert_eq!(found.object.expect("readable").metadata.managed_fields, None);
+    }
+
+    #[test]
+    fn managed_fields_are_not_even_looked_at() {
+        let found = read(json!({
+            "metadata": {"name": "web", "namespace": "default", "managedFields": "malformed"},
+            "spec": {"clusterIP": "10.96.0.1"},
+        }));
+        assert!(found.object.expect("readable").value.is_some());
     }
 
     #[test]
     fn the_urls_are_those_of_the_object() {
-        assert_eq!(Tolerant::<core::Service>::url_path(&(), None), "/api/v1/services");
+        assert_eq!(Tolerant::<Service>::url_path(&(), None), "/api/v1/services");
     }
 }

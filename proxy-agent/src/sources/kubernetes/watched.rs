@@ -1,6 +1,6 @@
 //! The three kinds of objects that are watched: which of them, and what becomes of one.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
@@ -14,27 +14,31 @@ use crate::{
     model::{Change, EndpointSlice, Event, Keyed, Node, Service, ServiceName, SliceKey, SourceKind},
 };
 
-pub(super) trait Watched: Keyed + Send {
-    type Object: kube::Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static;
+pub(super) trait Watched: Keyed + Clone + fmt::Debug + Send + Sync + 'static {
+    type Object: kube::Resource<DynamicType = ()> + DeserializeOwned;
     const KIND: &'static str;
     const SOURCE: SourceKind;
 
     /// Which objects the server is asked for.
     fn selection(node_name: &str) -> watcher::Config;
     fn key_of(metadata: &ObjectMeta) -> Option<Self::Key>;
-    fn reduce(object: &Self::Object, names: &mut Interner) -> Reduced<Self>
-    where
-        Self: Sized;
-    fn event(change: Change<Self>) -> Event
-    where
-        Self: Sized;
+    fn reduce(object: &Self::Object) -> Reduced<Self>;
+    fn event(change: Change<Self>) -> Event;
+
+    /// Shares texts that repeat from object to object.
+    fn share(&mut self, _names: &mut Interner) {}
 }
+
+/// The server ends a watch after this time, in seconds, and five seconds later the client gives it up: this
+/// bounds how long a connection that died without a sign goes unnoticed. It is resumed where it ended, so
+/// shorter costs the server one cheap request each time.
+pub(super) const WATCH_TIMEOUT_S: u32 = 120;
 
 /// Any version that the server has at hand will do: the watch catches up from there, and a thousand nodes
 /// that list at once are spared the quorum read. A server reads pages from etcd, hence no page size; kube
 /// 5.0.0 leaves the version out of a request for pages for the same reason.
 fn from_cache() -> watcher::Config {
-    watcher::Config { page_size: None, ..watcher::Config::default().any_semantic() }
+    watcher::Config { page_size: None, ..watcher::Config::default().any_semantic().timeout(WATCH_TIMEOUT_S) }
 }
 
 impl Watched for Service {
@@ -50,7 +54,7 @@ impl Watched for Service {
         Some(ServiceName::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?))
     }
 
-    fn reduce(object: &core::Service, _names: &mut Interner) -> Reduced<Self> {
+    fn reduce(object: &core::Service) -> Reduced<Self> {
         ingest::reduce_service(object)
     }
 
@@ -73,8 +77,12 @@ impl Watched for EndpointSlice {
         Some(SliceKey { namespace: namespace.into(), name: name.into() })
     }
 
-    fn reduce(object: &discovery::EndpointSlice, names: &mut Interner) -> Reduced<Self> {
-        ingest::reduce_slice(object, names)
+    fn reduce(object: &discovery::EndpointSlice) -> Reduced<Self> {
+        ingest::reduce_slice(object, &mut Interner::default())
+    }
+
+    fn share(&mut self, names: &mut Interner) {
+        ingest::share_names(self, names);
     }
 
     fn event(change: Change<Self>) -> Event {
@@ -95,7 +103,7 @@ impl Watched for Node {
         metadata.name.as_deref().map(Into::into)
     }
 
-    fn reduce(object: &core::Node, _names: &mut Interner) -> Reduced<Self> {
+    fn reduce(object: &core::Node) -> Reduced<Self> {
         ingest::reduce_node(object)
     }
 
