@@ -55,7 +55,8 @@ pub(super) fn parse(file: &str, text: &str) -> Parsed {
     let mut reader = text.as_bytes();
     // No budget: the file is the operator's own, and a dump of a great cluster exceeds the default.
     // Limits on aliases remain.
-    let options = serde_saphyr::options! { budget: None };
+    // A value `n` or `y` is a text to kubectl, too.
+    let options = serde_saphyr::options! { budget: None, strict_booleans: true };
     for (index, document) in serde_saphyr::read_with_options::<_, Value>(&mut reader, options).enumerate() {
         let place = Place { file: file.to_owned(), document: Some(index + 1), object: None };
         match document {
