@@ -4,11 +4,13 @@
 //! nothing here links their decision code.
 //!
 //! * [`world`]: namespaces as nodes, pods and clients, and the processes inside them.
+//! * [`bench`]: ratios of Service traffic to straight traffic.
 //! * [`demo`]: the objects of a running world, and the table of paths that `weir-rig demo` prints.
 //! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
 //! * [`apiserver`]: an in-process double of the Kubernetes API server.
 
 pub mod apiserver;
+pub mod bench;
 pub mod call;
 pub mod demo;
 pub mod echo;

@@ -7,6 +7,7 @@ use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use proxy_rig::{
+    bench::{self, Bench},
     call::process,
     demo::{self, DemoArgs},
     echo::Identity,
@@ -24,6 +25,9 @@ pub(crate) struct Cli {
 enum Command {
     /// Show real requests reaching their backends over every kind of path
     Demo(DemoArgs),
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
     /// Bring up a world, print it, keep it until Ctrl-C
     World(world::WorldArgs),
     /// Remove what runs left behind whose owner is dead
@@ -63,6 +67,7 @@ impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Demo(args) => block_on(demo::run(args)),
+            Command::Bench(bench) => block_on(bench::run(bench)),
             Command::World(args) => block_on(world::run(args)),
             Command::Reap => reap(),
             Command::ExecIn(args) => exec_in(args),
