@@ -97,6 +97,9 @@ pub struct SnatEntry<F: Family> {
 }
 
 impl<F: Family> FlowKey<F> {
+    pub const EMPTY: Self =
+        Self { src: F::Addr::ZERO, dst: F::Addr::ZERO, src_port: 0, dst_port: 0, protocol: 0, zero: [0; 3] };
+
     #[inline(always)]
     #[must_use]
     pub fn new(src: F::Addr, src_port: u16, dst: F::Addr, dst_port: u16, protocol: u8) -> Self {

@@ -1,7 +1,7 @@
 //! Known flows: the state of a connection, and the care for its other half.
 
 use super::tables::{Insert, Tables};
-use crate::abi::{BackendState, FLOW_HAIRPIN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState};
+use crate::abi::{BackendState, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState};
 use crate::net::{Address, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// A flow's other half is looked after at most once in this time.
@@ -35,30 +35,28 @@ pub fn next_state(state: FlowState, tcp: u8, side: Side) -> FlowState {
     }
 }
 
-/// What CONNTRACK says of a packet on its way from the client.
-pub(super) enum Known<F: Family> {
+/// What CONNTRACK says of a packet addressed to us.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
     /// No entry, or one whose flow is over: choose.
     No,
-    Forward(Flow<F>, Heal),
+    /// On its way from the client.
+    Forward,
+    /// The same, and the other half is due for care.
+    ForwardHeal,
     /// A reply to a socket of this node.
-    OwnReply(Flow<F>),
+    OwnReply,
 }
 
-/// Whether the other half is due for care.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Heal {
-    Due,
-    NotYet,
-}
-
-/// Looks up a packet addressed to us, and notes that it was seen.
+/// Looks up a packet addressed to us, notes that it was seen, and copies its entry to `found`.
 #[inline(always)]
 pub(super) fn lookup_conntrack<F: Family, T: Tables<F>>(
     tables: &T,
     key: &FlowKey<F>,
     packet: &Packet<F>,
     now_s: u32,
-) -> Known<F> {
+    found: &mut Flow<F>,
+) -> Known {
     let check = key.check();
     let known = tables.flow(key, |flow| {
         if flow.check != check {
@@ -77,10 +75,14 @@ pub(super) fn lookup_conntrack<F: Family, T: Tables<F>>(
                 if due {
                     flow.healed_s = now_s;
                 }
-                Known::Forward(*flow, if due { Heal::Due } else { Heal::NotYet })
+                *found = *flow;
+                if due { Known::ForwardHeal } else { Known::Forward }
             }
-            FlowKind::Reply => Known::OwnReply(*flow),
-            FlowKind::Source | FlowKind::None => Known::No,
+            FlowKind::Reply if flow.flags & FLOW_OWN != 0 => {
+                *found = *flow;
+                Known::OwnReply
+            }
+            _ => Known::No,
         }
     });
     known.unwrap_or(Known::No)

@@ -4,13 +4,13 @@
 //! stack. At egress a packet to another node gets our source address, and a reply its frontend as source. So the stack and
 //! its filters always see client and endpoint.
 
-use super::conntrack::{Heal, Known, heal, lookup_conntrack, note_reply};
+use super::conntrack::{Known, heal, lookup_conntrack, note_reply};
 use super::new_flow::{forward, new_flow};
 use super::snat::{
     NodeAddress, SnatRequest, is_hairpin, is_our_port, lookup_snat, node_address, note_forward, plan_snat,
 };
 use super::tables::Tables;
-use super::verdict::{Env, Rewrite, Verdict};
+use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{ADDR_NODE, Action, FLOW_OWN, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SnatEntry};
 use crate::net::{Family, Fragment, Packet, ParseFamily};
 
@@ -20,12 +20,8 @@ impl<F: ParseFamily + NodeAddress> TranslatedFamily for F {}
 
 /// A packet that comes into the node's network namespace.
 #[inline(always)]
-pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(
-    tables: &T,
-    env: &Env,
-    packet: &Packet<F>,
-    rewrite: &mut Rewrite<F>,
-) -> Verdict {
+pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
+    let Work { packet, rewrite, key, flow } = work;
     rewrite.start(packet);
     let addr_flags = tables.address(&packet.tuple.dst);
     if addr_flags == 0 {
@@ -35,60 +31,65 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(
         return Verdict::pass(without_ports(packet));
     }
     let now_s = tables.now_s();
-    let key = FlowKey::of(packet);
+    *key = FlowKey::of(packet);
     let ours = addr_flags & ADDR_NODE != 0 && is_our_port(tables.config(), packet.tuple.dst_port);
-    if ours && let Some(entry) = lookup_snat(tables, &key, packet, now_s) {
-        return snat_reply(tables, env, packet, &entry, now_s, rewrite);
+    if ours && let Some(entry) = lookup_snat(tables, key, packet, now_s) {
+        return snat_reply(tables, env, packet, &entry, now_s, rewrite, flow);
     }
-    match lookup_conntrack(tables, &key, packet, now_s) {
-        Known::Forward(mut flow, due) => {
-            let verdict = forward(tables, env, packet, &flow, Reason::Forward, rewrite);
-            if due == Heal::Due {
-                heal(tables, &key, &mut flow);
-            }
-            verdict
-        }
-        Known::OwnReply(flow) if flow.flags & FLOW_OWN != 0 => {
-            note_reply(tables, &flow, packet.tuple.dst, packet, now_s);
+    let known = lookup_conntrack(tables, key, packet, now_s, flow);
+    match known {
+        Known::Forward | Known::ForwardHeal => known_forward(tables, env, work, known),
+        Known::OwnReply => {
+            note_reply(tables, flow, packet.tuple.dst, packet, now_s);
             rewrite.set_src(flow.frontend, flow.frontend_port);
             rewrite.set_dst(packet.tuple.dst, flow.client_port);
             Verdict::new(Action::Pass, Reason::OwnReply, flow.backend_id)
         }
-        _ if ours => Verdict::drop(Reason::SnatNoEntry),
-        _ => new_flow(tables, env, packet, &key, addr_flags, rewrite),
+        Known::No if ours => Verdict::drop(Reason::SnatNoEntry),
+        Known::No => new_flow(tables, env, work, addr_flags),
     }
 }
 
 /// A packet that leaves the node's network namespace.
 #[inline(always)]
-pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(
-    tables: &T,
-    env: &Env,
-    packet: &Packet<F>,
-    rewrite: &mut Rewrite<F>,
-) -> Verdict {
+pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
+    let Work { packet, rewrite, key, flow } = work;
     rewrite.start(packet);
     if !packet.has_ports() {
         return Verdict::pass(without_ports(packet));
     }
-    let key = FlowKey::of(packet);
+    *key = FlowKey::of(packet);
     let check = key.check();
     let now_s = tables.now_s();
-    if let Some(flow) = tables.flow(&key, |flow| *flow)
-        && flow.check == check
-    {
-        match flow.kind {
-            FlowKind::Reply if flow.flags & FLOW_OWN == 0 => {
-                return reply(tables, env, packet, &flow, now_s, rewrite);
-            }
-            FlowKind::Source => return source(tables, env, packet, &key, &flow, now_s, rewrite),
-            _ => {}
+    let kind = tables.flow(key, |there| {
+        if there.check != check {
+            return FlowKind::None;
         }
+        *flow = *there;
+        there.kind
+    });
+    match kind {
+        Some(FlowKind::Reply) if flow.flags & FLOW_OWN == 0 => reply(tables, env, packet, flow, now_s, rewrite),
+        Some(FlowKind::Source) => source(tables, env, packet, key, flow, now_s, rewrite),
+        _ if env.own => own_packet(tables, env, work, now_s),
+        _ => Verdict::pass(Reason::NoTranslation),
     }
-    if !env.own {
-        return Verdict::pass(Reason::NoTranslation);
+}
+
+/// A packet of a known flow on its way from the client.
+#[inline(always)]
+fn known_forward<F: TranslatedFamily, T: Tables<F>>(
+    tables: &T,
+    env: &Env,
+    work: &mut Work<F>,
+    known: Known,
+) -> Verdict {
+    let Work { packet, rewrite, key, flow } = work;
+    let verdict = forward(tables, env, packet, flow, Reason::Forward, rewrite);
+    if known == Known::ForwardHeal {
+        heal(tables, key, flow);
     }
-    own_packet(tables, env, packet, &key, now_s, rewrite)
+    verdict
 }
 
 /// A destination that ADDRS does not know.
@@ -114,6 +115,7 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
     entry: &SnatEntry<F>,
     now_s: u32,
     rewrite: &mut Rewrite<F>,
+    flow: &mut Flow<F>,
 ) -> Verdict {
     rewrite.set_dst(entry.client, entry.client_port);
     if !is_hairpin(entry) {
@@ -123,9 +125,13 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
     let key =
         FlowKey::<F>::new(packet.tuple.src, packet.tuple.src_port, entry.client, entry.client_port, packet.protocol);
     let check = key.check();
-    match tables.flow(&key, |flow| *flow) {
-        Some(flow) if flow.check == check && matches!(flow.kind, FlowKind::Reply) => {
-            note_reply(tables, &flow, entry.client, packet, now_s);
+    let found = tables.flow(&key, |there| {
+        *flow = *there;
+        there.check == check && matches!(there.kind, FlowKind::Reply)
+    });
+    match found {
+        Some(true) => {
+            note_reply(tables, flow, entry.client, packet, now_s);
             rewrite.set_src(flow.frontend, flow.frontend_port);
             rewrite.set_dst(entry.client, flow.client_port);
             rewrite.bounce = true;
@@ -182,17 +188,15 @@ fn source<F: TranslatedFamily, T: Tables<F>>(
     let request = SnatRequest {
         client: packet.tuple.src,
         client_port: packet.tuple.src_port,
-        backend: flow.backend,
-        backend_port: flow.backend_port,
-        node,
         protocol: packet.protocol,
         flags: 0,
+        node,
         heal: !matches!(flow.state, FlowState::New),
     };
-    let port = match plan_snat(tables, &request) {
-        Ok(port) => port,
-        Err(reason) => return Verdict::new(Action::Drop, reason, flow.backend_id),
-    };
+    let port = plan_snat(tables, &request, flow);
+    if port == 0 {
+        return Verdict::new(Action::Drop, Reason::SnatPortsBusy, flow.backend_id);
+    }
     tables.flow(key, |flow| {
         flow.source = node;
         flow.source_port = port;
@@ -203,29 +207,16 @@ fn source<F: TranslatedFamily, T: Tables<F>>(
 
 /// At egress: a packet of this node's own sockets that the connect-time hooks did not translate.
 #[inline(always)]
-fn own_packet<F: TranslatedFamily, T: Tables<F>>(
-    tables: &T,
-    env: &Env,
-    packet: &Packet<F>,
-    key: &FlowKey<F>,
-    now_s: u32,
-    rewrite: &mut Rewrite<F>,
-) -> Verdict {
-    let addr_flags = tables.address(&packet.tuple.dst);
+fn own_packet<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>, now_s: u32) -> Verdict {
+    let addr_flags = tables.address(&work.packet.tuple.dst);
     if addr_flags == 0 {
-        return match unknown_address(tables, packet) {
+        return match unknown_address(tables, &work.packet) {
             Verdict { reason: Reason::NotOurs, .. } => Verdict::pass(Reason::NoTranslation),
             dropped => dropped,
         };
     }
-    match lookup_conntrack(tables, key, packet, now_s) {
-        Known::Forward(flow, due) => {
-            if due == Heal::Due {
-                let mut copy = flow;
-                heal(tables, key, &mut copy);
-            }
-            forward(tables, env, packet, &flow, Reason::Forward, rewrite)
-        }
-        _ => new_flow(tables, env, packet, key, addr_flags, rewrite),
+    match lookup_conntrack(tables, &work.key, &work.packet, now_s, &mut work.flow) {
+        Known::No | Known::OwnReply => new_flow(tables, env, work, addr_flags),
+        known => known_forward(tables, env, work, known),
     }
 }

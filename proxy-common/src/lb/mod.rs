@@ -16,4 +16,4 @@ pub use decide::{TranslatedFamily, decide_egress, decide_ingress};
 pub use select::{Chosen, Client, NotChosen, select_backend};
 pub use snat::{NodeAddress, SNAT_WINDOW, is_reusable};
 pub use tables::{Insert, TableFull, Tables};
-pub use verdict::{CHANGED_DST, CHANGED_DST_PORT, CHANGED_SRC, CHANGED_SRC_PORT, Env, Rewrite, Verdict};
+pub use verdict::{CHANGED_DST, CHANGED_DST_PORT, CHANGED_SRC, CHANGED_SRC_PORT, Env, Rewrite, Verdict, Work};

@@ -5,7 +5,7 @@ use super::decide::TranslatedFamily;
 use super::select::{Client, NotChosen, select_backend};
 use super::snat::{SnatRequest, node_address, plan_snat};
 use super::tables::{Insert, Tables};
-use super::verdict::{Env, Rewrite, Verdict};
+use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{
     ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, Action, BACKEND_DIRECT, CONFIG_MASQUERADE_ALL, EmptySet, FLOW_HAIRPIN,
     FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SERVICE_SOURCE_RANGES, Service,
@@ -41,18 +41,17 @@ pub(super) fn lookup_service<F: Family, T: Tables<F>>(
 pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     tables: &T,
     env: &Env,
-    packet: &Packet<F>,
-    key: &FlowKey<F>,
+    work: &mut Work<F>,
     addr_flags: u32,
-    rewrite: &mut Rewrite<F>,
 ) -> Verdict {
+    let Work { packet, rewrite, key, flow } = work;
     if packet.is_tcp() && !packet.is_syn() {
         return Verdict::pass(Reason::NoFlow);
     }
     let tuple = &packet.tuple;
     let Some(service) = lookup_service(tables, &tuple.dst, tuple.dst_port, packet.protocol, addr_flags) else {
         return if addr_flags & ADDR_CLUSTER_IP != 0 {
-            Verdict::refuse(Reason::UnknownClusterIpPort)
+            refuse(packet, Reason::UnknownClusterIpPort)
         } else {
             Verdict::pass(Reason::UnknownPort)
         };
@@ -67,7 +66,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     let client = Client::by_address::<F>(internal, key.hash(tables.config().seed), &tuple.src);
     let chosen = match select_backend(tables, &service, &client) {
         Ok(chosen) => chosen,
-        Err(NotChosen::Empty(EmptySet::Refuse)) => return Verdict::refuse(Reason::NoEndpoints),
+        Err(NotChosen::Empty(EmptySet::Refuse)) => return refuse(packet, Reason::NoEndpoints),
         Err(NotChosen::Empty(EmptySet::Drop)) => return Verdict::drop(Reason::NoLocalEndpoints),
         Err(NotChosen::Stale) => return Verdict::drop(Reason::StaleRing),
     };
@@ -85,7 +84,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         flags |= FLOW_SNAT;
     }
     let now_s = tables.now_s();
-    let mut flow = Flow {
+    *flow = Flow {
         frontend: tuple.dst,
         frontend_port: tuple.dst_port,
         backend: backend.addr,
@@ -101,11 +100,17 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         flags,
         ..Flow::EMPTY
     };
-    match remember(tables, env, packet, key, &mut flow) {
+    match remember(tables, env, packet, key, flow) {
         Ok(()) => {}
         Err(reason) => return Verdict::new(Action::Drop, reason, chosen.id),
     }
-    forward(tables, env, packet, &flow, Reason::NewFlow, rewrite)
+    forward(tables, env, packet, flow, Reason::NewFlow, rewrite)
+}
+
+/// An ICMP error, unless the packet has a source that must not get one.
+#[inline(always)]
+fn refuse<F: Family>(packet: &Packet<F>, reason: Reason) -> Verdict {
+    if packet.tuple.src.is_answerable() { Verdict::refuse(reason) } else { Verdict::drop(Reason::NotAnswerable) }
 }
 
 /// True if the interface leads to pods of this node.
@@ -115,7 +120,8 @@ pub(super) fn is_pod_link<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> 
 }
 
 /// Writes the entries of a new flow, the reply's first: no packet must go out whose answer would not be known.
-#[inline(always)]
+// A function of its own, as plan_snat is.
+#[inline(never)]
 fn remember<F: TranslatedFamily, T: Tables<F>>(
     tables: &T,
     env: &Env,
@@ -130,14 +136,15 @@ fn remember<F: TranslatedFamily, T: Tables<F>>(
         let request = SnatRequest {
             client: packet.tuple.src,
             client_port: port,
-            backend: flow.backend,
-            backend_port: flow.backend_port,
-            node,
             protocol: packet.protocol,
             flags: FLOW_HAIRPIN,
+            node,
             heal: false,
         };
-        flow.source_port = plan_snat(tables, &request)?;
+        flow.source_port = plan_snat(tables, &request, flow);
+        if flow.source_port == 0 {
+            return Err(Reason::SnatPortsBusy);
+        }
         flow.source = node;
     } else if flow.flags & FLOW_SNAT != 0 {
         let source = FlowKey::<F>::new(packet.tuple.src, port, flow.backend, flow.backend_port, packet.protocol);
@@ -185,18 +192,22 @@ fn put_reply<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>, flow: &mut
 #[inline(always)]
 fn may_replace<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, packet: &Packet<F>, flow: &Flow<F>) -> bool {
     let check = key.check();
-    let Some(there) = tables.flow(key, |there| *there) else { return true };
-    if there.check != check || !matches!(there.kind, FlowKind::Reply) {
-        return true;
-    }
-    if there.frontend == flow.frontend
-        && there.frontend_port == flow.frontend_port
-        && there.client_port == flow.client_port
-    {
-        return true;
-    }
-    let forward =
-        FlowKey::<F>::new(packet.tuple.src, there.client_port, there.frontend, there.frontend_port, packet.protocol);
+    let rival = tables.flow(key, |there| {
+        let own = there.frontend == flow.frontend
+            && there.frontend_port == flow.frontend_port
+            && there.client_port == flow.client_port;
+        if own || there.check != check || !matches!(there.kind, FlowKind::Reply) {
+            return None;
+        }
+        Some(FlowKey::<F>::new(
+            packet.tuple.src,
+            there.client_port,
+            there.frontend,
+            there.frontend_port,
+            packet.protocol,
+        ))
+    });
+    let Some(Some(forward)) = rival else { return true };
     let check = forward.check();
     let now_s = tables.now_s();
     let udp_timeout_s = tables.config().udp_timeout_s;

@@ -1,8 +1,8 @@
 //! Source ports on the way to other nodes: choice, reuse, reversal.
 
 use super::tables::{Insert, Tables};
-use crate::abi::{Config, FLOW_HAIRPIN, Flow, FlowKey, FlowState, Reason, SnatEntry};
-use crate::net::{Address, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::abi::{Config, FLOW_HAIRPIN, Flow, FlowKey, FlowState, SnatEntry};
+use crate::net::{Address, Family, Packet, TCP, TCP_FIN, TCP_RST, TCP_SYN};
 
 use super::conntrack::{Side, next_state};
 
@@ -32,26 +32,30 @@ pub fn is_reusable<F: Family>(entry: &SnatEntry<F>, client: &F::Addr, tcp: bool,
 pub(super) struct SnatRequest<F: Family> {
     pub client: F::Addr,
     pub client_port: u16,
-    pub backend: F::Addr,
-    pub backend_port: u16,
-    pub node: F::Addr,
     pub protocol: u8,
     pub flags: u8,
+    pub node: F::Addr,
     /// The flow is older than this request: its pair may still be there, so look at the whole window.
     pub heal: bool,
 }
 
-/// Finds or makes the SNAT entry of a flow and returns its port.
-#[inline(always)]
-pub(super) fn plan_snat<F: Family, T: Tables<F>>(tables: &T, request: &SnatRequest<F>) -> Result<u16, Reason> {
+/// Finds or makes the SNAT entry of `flow` and returns its port; 0 if there is none to be had. (A `Result` leaves bytes of the
+/// return register unset, which the verifier refuses.)
+// A function of its own: the verifier need not follow the caller once for each way out of the loop.
+#[inline(never)]
+pub(super) fn plan_snat<F: Family, T: Tables<F>>(tables: &T, request: &SnatRequest<F>, flow: &Flow<F>) -> u16 {
     let config = tables.config();
     let now_s = tables.now_s();
+    let mut key =
+        FlowKey::<F>::new(request.client, request.client_port, flow.backend, flow.backend_port, request.protocol);
     let range = u32::from(config.snat_last.wrapping_sub(config.snat_first)) + 1;
-    let forward =
-        FlowKey::<F>::new(request.client, request.client_port, request.backend, request.backend_port, request.protocol);
-    let first = ((u64::from(forward.hash(config.seed)) * u64::from(range)) >> 32) as u32;
-    let mut key = FlowKey::<F>::new(request.backend, request.backend_port, request.node, 0, request.protocol);
-    let entry = SnatEntry {
+    let mut at = key.hash(config.seed);
+    // Scaled to the range, each step is the next port. No branch: the verifier would count its outcomes.
+    let step = u32::MAX / range + 1;
+    key.src = flow.backend;
+    key.src_port = flow.backend_port;
+    key.dst = request.node;
+    let mut entry = SnatEntry {
         client: request.client,
         client_port: request.client_port,
         state: FlowState::New,
@@ -59,58 +63,68 @@ pub(super) fn plan_snat<F: Family, T: Tables<F>>(tables: &T, request: &SnatReque
         last_seen_s: now_s,
         check: 0,
     };
-    let tcp = request.protocol == crate::net::TCP;
     let mut free = 0u16;
-    for i in 0..SNAT_WINDOW {
-        let mut offset = first + i;
-        if offset >= range {
-            offset -= range;
-        }
-        if i >= range {
-            break;
-        }
-        let port = config.snat_first.wrapping_add(offset as u16);
+    for _ in 0..SNAT_WINDOW {
+        let port = config.snat_first.wrapping_add(((u64::from(at) * u64::from(range)) >> 32) as u16);
+        at = at.wrapping_add(step);
         key.dst_port = port;
-        let check = key.check();
-        let state = tables.snat(&key, |there| {
-            if there.check != check {
-                return Slot::Free;
-            }
-            if there.client == request.client && there.client_port == request.client_port {
-                there.state = FlowState::New;
-                there.last_seen_s = now_s;
-                there.flags = request.flags;
-                return Slot::Ours;
-            }
-            if is_reusable(there, &request.client, tcp, config, now_s) { Slot::Free } else { Slot::Busy }
-        });
-        match state {
-            Some(Slot::Ours) => return Ok(port),
-            Some(Slot::Busy) => {}
-            Some(Slot::Free) | None if free == 0 => {
-                let insert = if state.is_none() { Insert::New } else { Insert::Any };
-                if request.heal {
+        let slot = probe(tables, &key, request, config, now_s);
+        match slot {
+            Slot::Ours => return port,
+            Slot::Busy => {}
+            Slot::Empty | Slot::Over if request.heal => {
+                if free == 0 {
                     free = port;
-                } else if tables.put_snat(&key, &SnatEntry { check, ..entry }, insert).is_ok() {
-                    return Ok(port);
                 }
             }
-            _ => {}
+            Slot::Empty | Slot::Over => {
+                entry.check = key.check();
+                // Another CPU may take an empty port at this moment: then the next one is tried.
+                let insert = if matches!(slot, Slot::Empty) { Insert::New } else { Insert::Any };
+                if tables.put_snat(&key, &entry, insert).is_ok() {
+                    return port;
+                }
+            }
         }
     }
     if free == 0 {
-        return Err(Reason::SnatPortsBusy);
+        return 0;
     }
     key.dst_port = free;
+    entry.check = key.check();
+    if tables.put_snat(&key, &entry, Insert::Any).is_ok() { free } else { 0 }
+}
+
+/// What stands at one port.
+#[inline(always)]
+fn probe<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F>,
+    request: &SnatRequest<F>,
+    config: &Config,
+    now_s: u32,
+) -> Slot {
     let check = key.check();
-    match tables.put_snat(&key, &SnatEntry { check, ..entry }, Insert::Any) {
-        Ok(()) => Ok(free),
-        Err(_) => Err(Reason::TableFull),
-    }
+    let slot = tables.snat(key, |there| {
+        if there.check != check {
+            return Slot::Over;
+        }
+        if there.client == request.client && there.client_port == request.client_port {
+            there.state = FlowState::New;
+            there.last_seen_s = now_s;
+            there.flags = request.flags;
+            return Slot::Ours;
+        }
+        let tcp = request.protocol == TCP;
+        if is_reusable(there, &request.client, tcp, config, now_s) { Slot::Over } else { Slot::Busy }
+    });
+    slot.unwrap_or(Slot::Empty)
 }
 
 enum Slot {
-    Free,
+    Empty,
+    /// The flow that had it is over.
+    Over,
     Busy,
     Ours,
 }

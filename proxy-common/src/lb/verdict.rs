@@ -1,6 +1,6 @@
 //! The result of a decision: a [`Verdict`], and a [`Rewrite`] if the packet changes.
 
-use crate::abi::{Action, Reason};
+use crate::abi::{Action, Flow, FlowKey, Reason};
 use crate::net::{Address, Family, Packet, Tuple};
 
 /// Where a packet is.
@@ -13,6 +13,7 @@ pub struct Env {
 }
 
 #[must_use]
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Verdict {
     pub action: Action,
@@ -104,5 +105,24 @@ impl<F: Family> Rewrite<F> {
             self.tuple.src_port = port;
             self.changed |= CHANGED_SRC_PORT;
         }
+    }
+}
+
+/// What one decision works on. Too large for the kernel's stack together with all else: there it is a per-CPU map element.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Work<F: Family> {
+    /// In.
+    pub packet: Packet<F>,
+    /// Out.
+    pub rewrite: Rewrite<F>,
+    pub key: FlowKey<F>,
+    pub flow: Flow<F>,
+}
+
+impl<F: Family> Work<F> {
+    #[must_use]
+    pub const fn new(packet: Packet<F>) -> Self {
+        Self { packet, rewrite: Rewrite::NONE, key: FlowKey::EMPTY, flow: Flow::EMPTY }
     }
 }

@@ -25,6 +25,9 @@ pub trait Address: Copy + Eq + Ord + Pod + core::hash::Hash + fmt::Debug + fmt::
     fn fold<S>(&self, state: S, mix: impl Fn(S, u32) -> S) -> S;
     /// 127.0.0.0/8 or ::1.
     fn is_loopback(&self) -> bool;
+    /// Neither unspecified, loopback, multicast nor reserved: an ICMP error may be sent there (RFC 1122 section 3.2.2, RFC 4443
+    /// section 2.4).
+    fn is_answerable(&self) -> bool;
     /// True if `self & mask == net`.
     fn matches(&self, net: &Self, mask: &Self) -> bool;
 }
@@ -130,6 +133,10 @@ impl Address for Ipv4 {
         self.octets[0] == 127
     }
     #[inline(always)]
+    fn is_answerable(&self) -> bool {
+        self.octets[0] != 0 && self.octets[0] != 127 && self.octets[0] < 224
+    }
+    #[inline(always)]
     fn matches(&self, net: &Self, mask: &Self) -> bool {
         self.word() & mask.word() == net.word()
     }
@@ -144,7 +151,13 @@ impl Address for Ipv6 {
     }
     #[inline(always)]
     fn is_loopback(&self) -> bool {
-        self.words() == [0, 0, 0, u32::from_be(1)]
+        let words = self.words();
+        words[0] | words[1] | words[2] == 0 && words[3] == u32::from_be(1)
+    }
+    #[inline(always)]
+    fn is_answerable(&self) -> bool {
+        let words = self.words();
+        self.octets[0] != 0xff && words[0] | words[1] | words[2] | words[3] != 0 && !self.is_loopback()
     }
     #[inline(always)]
     fn matches(&self, net: &Self, mask: &Self) -> bool {

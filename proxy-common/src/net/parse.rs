@@ -90,12 +90,11 @@ pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
     let l4 = packet.l4_offset as usize;
     match packet.protocol {
         TCP => {
-            let head: [u8; 14] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+            // The whole header: the checksum must be there as well, or it could not be patched.
+            let head: [u8; 20] = bytes.load(l4).ok_or(ParseError::Malformed)?;
             packet.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
             packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
             packet.tcp_flags = head[13];
-            // The checksum must be there as well, or it could not be patched.
-            let _: [u8; 20] = bytes.load(l4).ok_or(ParseError::Malformed)?;
         }
         UDP => {
             let head: [u8; 8] = bytes.load(l4).ok_or(ParseError::Malformed)?;

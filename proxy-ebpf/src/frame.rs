@@ -1,0 +1,72 @@
+//! Reads of packet bytes in place.
+
+use aya_ebpf::bindings::__sk_buff;
+use core::mem::MaybeUninit;
+use proxy_common::net::Bytes;
+
+/// The verifier follows packet offsets only up to 65,535; no header that Weir reads starts beyond this.
+const MAX_OFFSET: usize = 0x3fff;
+
+/// The linear part of a packet. Must not be used after a call that may move packet data.
+pub(crate) struct Frame {
+    start: usize,
+    end: usize,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub(crate) fn of(skb: *mut __sk_buff) -> Self {
+        // SAFETY: `skb` is the program's context; volatile, so that a later `of` reads the pointers anew.
+        let (start, end) =
+            unsafe { ((&raw const (*skb).data).read_volatile(), (&raw const (*skb).data_end).read_volatile()) };
+        Self { start: start as usize, end: end as usize }
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+}
+
+impl Bytes for Frame {
+    #[inline(always)]
+    fn load<T: bytemuck::Pod>(&self, offset: usize) -> Option<T> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let from = self.start + offset;
+        if from + size_of::<T>() > self.end {
+            return None;
+        }
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: `from..from + size_of::<T>()` was just checked to lie in the packet; `T` is plain bytes of that size.
+        // The words are read as aligned: network headers are (NET_IP_ALIGN), and the kernels that load this allow others.
+        unsafe { copy_words(from as *const u8, value.as_mut_ptr().cast(), size_of::<T>()) };
+        // SAFETY: all bytes were written, and any bit pattern is a `T`.
+        Some(unsafe { value.assume_init() })
+    }
+}
+
+/// Copies by words instead of by bytes, which is what LLVM would do for packet data.
+///
+/// # Safety
+/// `from..from + len` must be readable, `to..to + len` writable.
+#[inline(always)]
+unsafe fn copy_words(from: *const u8, to: *mut u8, len: usize) {
+    let mut at = 0;
+    while at + 4 <= len {
+        // SAFETY: in bounds by the caller's promise.
+        unsafe { to.add(at).cast::<u32>().write_unaligned(*from.add(at).cast::<u32>()) };
+        at += 4;
+    }
+    while at + 2 <= len {
+        // SAFETY: as above.
+        unsafe { to.add(at).cast::<u16>().write_unaligned(*from.add(at).cast::<u16>()) };
+        at += 2;
+    }
+    while at < len {
+        // SAFETY: as above.
+        unsafe { *to.add(at) = *from.add(at) };
+        at += 1;
+    }
+}

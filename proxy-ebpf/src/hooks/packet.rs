@@ -1,0 +1,196 @@
+//! What both tc hooks do: find the family, parse, decide, carry out, record.
+
+use crate::config::config;
+use crate::frame::Frame;
+use crate::maps::{FamilyMaps, Scratch};
+use crate::record::record;
+use crate::redirect;
+use crate::reply::{self, ReplyFamily};
+use crate::rewrite::{RewriteFamily, rewrite};
+use crate::socket::KernelFamily;
+use crate::tables::KernelTables;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::helpers::generated::bpf_skb_pull_data;
+use proxy_common::abi::{Action, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, Reason, ServiceCidrs};
+use proxy_common::lb::{Env, Tables, TranslatedFamily, Verdict, Work};
+use proxy_common::net::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, Packet, ParseError, V4, V6, parse_packet};
+
+/// On with the next program, or with the stack (tcx and clsact alike).
+pub(crate) const TCX_NEXT: i32 = -1;
+/// As much of a packet as is made readable if its linear part is too short.
+const PULL_LEN: u32 = 256;
+
+/// A family that the packet hooks handle.
+pub(crate) trait PacketFamily:
+    TranslatedFamily + FamilyMaps + ServiceCidrs + KernelFamily + RewriteFamily + ReplyFamily
+{
+}
+impl<F: TranslatedFamily + FamilyMaps + ServiceCidrs + KernelFamily + RewriteFamily + ReplyFamily> PacketFamily for F {}
+
+/// One side of an interface.
+pub(crate) trait Direction {
+    const EGRESS: bool;
+    fn decide<F: PacketFamily>(tables: &KernelTables, env: &Env, work: &mut Work<F>) -> Verdict;
+}
+
+/// A packet that stays as it is.
+const UNCHANGED: i32 = 0;
+/// A packet to change, redirect, answer or drop.
+const CHANGED: i32 = 1;
+
+/// Finds the family of a frame, and runs its two steps. They are functions of their own, which hand over their results in
+/// memory: the verifier need not follow each way through the decision once more through the changes.
+#[inline(always)]
+pub(crate) fn run<D: Direction>(skb: *mut __sk_buff, v4: Steps, v6: Steps) -> i32 {
+    // SAFETY: context. A frame with a VLAN tag beside it is handled on its VLAN device.
+    let (protocol, vlan) = unsafe { ((*skb).protocol, (*skb).vlan_present) };
+    let reason = match u16::from_be(protocol as u16) {
+        _ if vlan != 0 => Reason::NotIp,
+        ETH_P_IP if config().has(CONFIG_IPV4) => return run_family::<D, V4>(skb, v4),
+        ETH_P_IPV6 if config().has(CONFIG_IPV6) => return run_family::<D, V6>(skb, v6),
+        ETH_P_IP | ETH_P_IPV6 => Reason::FamilyOff,
+        _ => Reason::NotIp,
+    };
+    record(&Verdict::pass(reason));
+    TCX_NEXT
+}
+
+/// The decision, and its execution.
+pub(crate) type Steps = (fn(*mut __sk_buff) -> i32, fn(*mut __sk_buff) -> i32);
+
+#[inline(always)]
+fn run_family<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, (decide, carry_out): Steps) -> i32 {
+    let action = match decide(skb) {
+        UNCHANGED => TCX_NEXT,
+        _ if config().has(CONFIG_DRY_RUN) => TCX_NEXT,
+        _ => carry_out(skb),
+    };
+    if let Some(scratch) = scratch::<D, F>() {
+        record(&scratch.verdict);
+    }
+    action
+}
+
+/// This CPU's and this direction's own element.
+#[inline(always)]
+fn scratch<D: Direction, F: PacketFamily>() -> Option<&'static mut Scratch<F>> {
+    let scratch = F::scratch().get_ptr_mut(u32::from(D::EGRESS))?;
+    // SAFETY: no other run uses the element before this one ends, and no caller holds two references at once.
+    Some(unsafe { &mut *scratch })
+}
+
+/// First step: parse and decide.
+#[inline(always)]
+pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
+    let tables = KernelTables { skb };
+    // SAFETY: context.
+    let (ifindex, ingress_ifindex) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex) };
+    let env = Env { ifindex, own: D::EGRESS && ingress_ifindex == 0 };
+    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
+    let work = &mut scratch.work;
+    scratch.verdict = match parse(skb, &mut work.packet) {
+        Ok(()) => D::decide(&tables, &env, work),
+        Err(ParseError::Malformed) => Verdict::pass(Reason::Malformed),
+        Err(ParseError::TooManyHeaders) => Verdict::pass(Reason::TooManyHeaders),
+    };
+    if matches!(scratch.verdict.reason, Reason::Malformed | Reason::TooManyHeaders) {
+        return UNCHANGED;
+    }
+    if matches!(scratch.verdict.action, Action::Pass) && work.rewrite.changed == 0 { UNCHANGED } else { CHANGED }
+}
+
+/// Parses the linear part; if it is too short, makes more of the packet linear and tries once more.
+#[inline(always)]
+fn parse<F: PacketFamily>(skb: *mut __sk_buff, packet: &mut Packet<F>) -> Result<(), ParseError> {
+    let frame = Frame::of(skb);
+    let result = parse_packet(&frame, ETH_LEN, packet);
+    // SAFETY: context.
+    let len = unsafe { (*skb).len };
+    if result.is_ok() || frame.len() >= len as usize {
+        return result;
+    }
+    let pull = if len < PULL_LEN { len } else { PULL_LEN };
+    // SAFETY: context.
+    if unsafe { bpf_skb_pull_data(skb, pull) } != 0 {
+        return result;
+    }
+    parse_packet(&Frame::of(skb), ETH_LEN, packet)
+}
+
+/// Second step: change, redirect, answer or drop.
+#[inline(always)]
+pub(crate) fn carry_out<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
+    let Some(scratch) = scratch::<D, F>() else { return TCX_NEXT };
+    let (packet, new) = (&scratch.work.packet, &scratch.work.rewrite);
+    let verdict = &mut scratch.verdict;
+    match verdict.action {
+        Action::Drop => TC_ACT_SHOT,
+        Action::Reply => match refuse::<D, F>(skb, packet) {
+            Ok(action) => action,
+            Err(reason) => {
+                *verdict = Verdict::drop(reason);
+                TC_ACT_SHOT
+            }
+        },
+        Action::Pass | Action::Redirect => {
+            if rewrite(skb, packet, new).is_err() {
+                *verdict = Verdict::drop(Reason::RewriteFailed);
+                return TC_ACT_SHOT;
+            }
+            match verdict.action {
+                Action::Pass => TCX_NEXT,
+                _ if new.bounce => redirect::out_of(verdict.ifindex),
+                _ => redirect::by_neighbour(verdict.ifindex),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn refuse<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> Result<i32, Reason> {
+    let tables = KernelTables { skb };
+    let now_s = <KernelTables as Tables<F>>::now_s(&tables);
+    if !reply::within_budget(now_s) {
+        return Err(Reason::ReplyLimited);
+    }
+    if reply::build(skb, packet).is_err() {
+        return Err(Reason::ReplyFailed);
+    }
+    // SAFETY: context.
+    let ifindex = unsafe { (*skb).ifindex };
+    Ok(if D::EGRESS { redirect::into(ifindex) } else { redirect::out_of(ifindex) })
+}
+
+/// Makes the two families' steps and the program of one direction.
+macro_rules! tc_program {
+    ($program:ident, $direction:ty) => {
+        use $crate::hooks::packet::{carry_out, decide, run};
+        type Skb = *mut aya_ebpf::bindings::__sk_buff;
+
+        #[inline(never)]
+        fn decide_v4(skb: Skb) -> i32 {
+            decide::<$direction, proxy_common::net::V4>(skb)
+        }
+
+        #[inline(never)]
+        fn decide_v6(skb: Skb) -> i32 {
+            decide::<$direction, proxy_common::net::V6>(skb)
+        }
+
+        #[inline(never)]
+        fn carry_out_v4(skb: Skb) -> i32 {
+            carry_out::<$direction, proxy_common::net::V4>(skb)
+        }
+
+        #[inline(never)]
+        fn carry_out_v6(skb: Skb) -> i32 {
+            carry_out::<$direction, proxy_common::net::V6>(skb)
+        }
+
+        #[aya_ebpf::macros::classifier]
+        pub(crate) fn $program(ctx: aya_ebpf::programs::TcContext) -> i32 {
+            run::<$direction>(ctx.skb.skb, (decide_v4, carry_out_v4), (decide_v6, carry_out_v6))
+        }
+    };
+}
+pub(crate) use tc_program;

@@ -1,0 +1,135 @@
+//! Carries a [`Rewrite`] out on a packet.
+//!
+//! A tc program cannot see whether a checksum is complete, partial or left to the device: all L4 checksums go through
+//! bpf_l4_csum_replace. All writes go through helpers: a direct write would make the kernel copy the head of every packet
+//! that a socket still holds (TCP sends clones), changed or not.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
+use proxy_common::lb::{CHANGED_DST, CHANGED_DST_PORT, CHANGED_SRC, CHANGED_SRC_PORT, Rewrite};
+use proxy_common::net::{ETH_LEN, Family, Ipv4, Ipv6, Packet, UDP, V4, V6, checksum_offset};
+
+/// The packet could not be changed (no memory for a private copy of its head).
+pub(crate) struct Failed;
+
+/// Tells bpf_l4_csum_replace that a CHECKSUM_COMPLETE sum covers the IPv6 addresses already: without it the sum is wrong after
+/// the change. Since Linux 6.16 (and stable releases); older ones answer EINVAL and never had the distinction.
+const BPF_F_IPV6: u64 = 1 << 7;
+const EINVAL: i64 = -22;
+
+/// Offsets in the network headers (RFC 791, RFC 8200).
+const IPV4_CHECK: u32 = 10;
+const IPV4_SRC: u32 = 12;
+const IPV4_DST: u32 = 16;
+const IPV6_SRC: u32 = 8;
+const IPV6_DST: u32 = 24;
+
+#[inline(always)]
+pub(crate) fn store<T>(skb: *mut __sk_buff, offset: u32, value: &T) -> Result<(), Failed> {
+    // SAFETY: context; `value` is readable for its size.
+    let result =
+        unsafe { bpf_skb_store_bytes(skb.cast(), offset, core::ptr::from_ref(value).cast(), size_of::<T>() as u32, 0) };
+    if result == 0 { Ok(()) } else { Err(Failed) }
+}
+
+#[inline(always)]
+fn replace_l4(skb: *mut __sk_buff, offset: u32, from: u64, to: u64, flags: u64) -> i64 {
+    // SAFETY: context; the helper checks the offset.
+    unsafe { bpf_l4_csum_replace(skb.cast(), offset, from, to, flags) }
+}
+
+/// A family's way to put another address into a packet.
+pub(crate) trait RewriteFamily: Family {
+    const SRC: u32;
+    const DST: u32;
+    /// Patches the checksums for an address that changes from `from` to `to`. `l4_check` is the L4 checksum's offset.
+    fn replace(
+        skb: *mut __sk_buff,
+        l3: u32,
+        l4_check: u32,
+        from: &Self::Addr,
+        to: &Self::Addr,
+        flags: u64,
+    ) -> Result<(), Failed>;
+}
+
+impl RewriteFamily for V4 {
+    const SRC: u32 = IPV4_SRC;
+    const DST: u32 = IPV4_DST;
+    #[inline(always)]
+    fn replace(skb: *mut __sk_buff, l3: u32, l4_check: u32, from: &Ipv4, to: &Ipv4, flags: u64) -> Result<(), Failed> {
+        let (from, to) = (u64::from(from.word()), u64::from(to.word()));
+        if replace_l4(skb, l4_check, from, to, flags | u64::from(BPF_F_PSEUDO_HDR) | 4) != 0 {
+            return Err(Failed);
+        }
+        // SAFETY: context; the helper checks the offset.
+        if unsafe { bpf_l3_csum_replace(skb.cast(), l3 + IPV4_CHECK, from, to, 4) } != 0 {
+            return Err(Failed);
+        }
+        Ok(())
+    }
+}
+
+impl RewriteFamily for V6 {
+    const SRC: u32 = IPV6_SRC;
+    const DST: u32 = IPV6_DST;
+    #[inline(always)]
+    fn replace(skb: *mut __sk_buff, _l3: u32, l4_check: u32, from: &Ipv6, to: &Ipv6, flags: u64) -> Result<(), Failed> {
+        let (mut from, mut to) = (from.words(), to.words());
+        // SAFETY: two readable blocks of 16 bytes.
+        let diff = unsafe { bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0) };
+        let flags = flags | u64::from(BPF_F_PSEUDO_HDR);
+        match replace_l4(skb, l4_check, 0, diff as u64, flags | BPF_F_IPV6) {
+            0 => Ok(()),
+            EINVAL if replace_l4(skb, l4_check, 0, diff as u64, flags) == 0 => Ok(()),
+            _ => Err(Failed),
+        }
+    }
+}
+
+/// Rewrites addresses, ports and link addresses.
+#[inline(always)]
+pub(crate) fn rewrite<F: RewriteFamily>(
+    skb: *mut __sk_buff,
+    packet: &Packet<F>,
+    rewrite: &Rewrite<F>,
+) -> Result<(), Failed> {
+    let (l3, l4) = (u32::from(packet.l3_offset), u32::from(packet.l4_offset));
+    let l4_check = l4 + checksum_offset(packet.protocol) as u32;
+    // A UDP checksum of zero says that there is none (RFC 768); a computed zero is sent as 0xffff.
+    let flags = if packet.protocol == UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+    let (old, new) = (&packet.tuple, &rewrite.tuple);
+    if rewrite.changed & CHANGED_SRC != 0 {
+        F::replace(skb, l3, l4_check, &old.src, &new.src, flags)?;
+        store(skb, l3 + F::SRC, &new.src)?;
+    }
+    if rewrite.changed & CHANGED_DST != 0 {
+        F::replace(skb, l3, l4_check, &old.dst, &new.dst, flags)?;
+        store(skb, l3 + F::DST, &new.dst)?;
+    }
+    if rewrite.changed & CHANGED_SRC_PORT != 0 {
+        replace_port(skb, l4_check, l4, old.src_port, new.src_port, flags)?;
+    }
+    if rewrite.changed & CHANGED_DST_PORT != 0 {
+        replace_port(skb, l4_check, l4 + 2, old.dst_port, new.dst_port, flags)?;
+    }
+    if rewrite.bounce { swap_link_addresses(skb) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn replace_port(skb: *mut __sk_buff, l4_check: u32, at: u32, from: u16, to: u16, flags: u64) -> Result<(), Failed> {
+    let (from, to) = (from.to_be(), to.to_be());
+    if replace_l4(skb, l4_check, u64::from(from), u64::from(to), flags | 2) != 0 {
+        return Err(Failed);
+    }
+    store(skb, at, &to)
+}
+
+/// Sends the packet back to where it came from, as far as the link is concerned.
+#[inline(always)]
+pub(crate) fn swap_link_addresses(skb: *mut __sk_buff) -> Result<(), Failed> {
+    use proxy_common::net::Bytes;
+    let Some(link) = crate::frame::Frame::of(skb).load::<[u16; ETH_LEN / 2 - 1]>(0) else { return Err(Failed) };
+    let swapped = [link[3], link[4], link[5], link[0], link[1], link[2]];
+    store(skb, 0, &swapped)
+}

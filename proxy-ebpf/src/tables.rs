@@ -1,0 +1,165 @@
+//! [`Tables`] over the BPF maps.
+
+use crate::config::config;
+use crate::maps::{AFFINITY, FamilyMaps, IFACES, RINGS, SETS, SWITCHES};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
+use proxy_common::abi::{
+    AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, Iface, RingSlot, Service, ServiceCidrs,
+    ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey,
+};
+use proxy_common::lb::{Insert, TableFull, Tables};
+use proxy_common::net::Tuple;
+
+use crate::socket::KernelFamily;
+
+/// The maps, seen from one run of a program.
+pub(crate) struct KernelTables {
+    /// The packet; null in the socket hooks, which ask for no route and no other socket.
+    pub skb: *mut __sk_buff,
+}
+
+const NANOS_PER_S: u64 = 1_000_000_000;
+
+#[inline(always)]
+fn flags(insert: Insert) -> u64 {
+    match insert {
+        Insert::Any => u64::from(BPF_ANY),
+        Insert::New => u64::from(BPF_NOEXIST),
+    }
+}
+
+impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
+    #[inline(always)]
+    fn config(&self) -> &Config {
+        config()
+    }
+
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        let fixed_ns = config().fixed_now_ns;
+        // SAFETY: the helper takes no arguments.
+        let now_ns = if fixed_ns != 0 { fixed_ns } else { unsafe { bpf_ktime_get_coarse_ns() } };
+        (now_ns / NANOS_PER_S) as u32
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper takes no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn address(&self, addr: &F::Addr) -> u32 {
+        // SAFETY: one word is read at once; an element that is reused meanwhile is one moment of either.
+        match unsafe { F::addrs().get(addr) } {
+            Some(info) => info.flags,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn in_service_cidr(&self, addr: &F::Addr) -> bool {
+        match SWITCHES.get(0) {
+            Some(switches) => switches.in_service_cidr::<F>(addr),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
+        // SAFETY: copied at once. The agent never gives a service-port's element another meaning before its key is gone.
+        unsafe { F::services().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set(&self, index: u32) -> EndpointSet {
+        match SETS.get(index) {
+            // SAFETY: an aligned 64-bit word in an array element; volatile, so that it is read once and whole.
+            Some(set) => EndpointSet::from_word(unsafe { core::ptr::from_ref(set).cast::<u64>().read_volatile() }),
+            None => EndpointSet { start: 0, len: 0 },
+        }
+    }
+
+    #[inline(always)]
+    fn ring(&self, index: u32) -> Option<RingSlot> {
+        RINGS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend<F>> {
+        F::backends().get(id).copied()
+    }
+
+    #[inline(always)]
+    fn source_allowed(&self, service: u32, client: &F::Addr) -> bool {
+        let bits = 8 * size_of::<SourceRangeKey<F>>() as u32;
+        let key = Key::new(bits, SourceRangeKey { service, client: *client });
+        F::src_ranges().get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn iface(&self, ifindex: u32) -> Option<Iface> {
+        // SAFETY: copied at once; the agent rewrites an element only when the link itself changed.
+        unsafe { IFACES.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R> {
+        let flow = F::conntrack().get_ptr_mut(key)?;
+        // SAFETY: the element stays mapped while the program runs. Another CPU may write it or reuse it: each field is a
+        // plain word, and readers compare `check`.
+        Some(read(unsafe { &mut *flow }))
+    }
+
+    #[inline(always)]
+    fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull> {
+        F::conntrack().insert(key, flow, flags(insert)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R> {
+        let entry = F::snat().get_ptr_mut(key)?;
+        // SAFETY: as in `flow`.
+        Some(read(unsafe { &mut *entry }))
+    }
+
+    #[inline(always)]
+    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
+        F::snat().insert(key, entry, flags(insert)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R> {
+        let value = AFFINITY.get_ptr_mut(key)?;
+        // SAFETY: as in `flow`; the reader checks the backend's service instead of a digest.
+        Some(read(unsafe { &mut *value }))
+    }
+
+    #[inline(always)]
+    fn put_affinity(&self, key: &AffinityKey, value: &AffinityValue) -> Result<(), TableFull> {
+        AFFINITY.insert(key, value, flags(Insert::Any)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn sock(&self, key: &SockKey<F>) -> Option<SockPeer<F>> {
+        // SAFETY: copied at once; the reader compares `check`.
+        unsafe { F::sock_revnat().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull> {
+        F::sock_revnat().insert(key, peer, flags(Insert::Any)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32> {
+        F::route(self.skb, src, dst)
+    }
+
+    #[inline(always)]
+    fn has_connected_udp(&self, tuple: &Tuple<F>) -> bool {
+        F::has_connected_udp(self.skb, tuple)
+    }
+}
