@@ -4,12 +4,13 @@ use crate::config::config;
 use crate::maps::{AFFINITY, FamilyMaps, IFACES, RINGS, SETS, SWITCHES};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::{bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
+use core::ffi::c_void;
 use proxy_common::abi::{
     AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, Iface, RingSlot, Service, ServiceCidrs,
     ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey,
 };
-use proxy_common::lb::{Insert, TableFull, Tables};
+use proxy_common::lb::{Insert, Step, TableFull, Tables};
 use proxy_common::net::Tuple;
 
 use crate::socket::KernelFamily;
@@ -154,6 +155,13 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     }
 
     #[inline(always)]
+    fn repeat<S: Step<Self>>(&self, times: u32, state: &mut S) {
+        let mut context = Repeat { tables: self, state };
+        // SAFETY: the callback gets `context` back, and only while this call lasts.
+        unsafe { bpf_loop(times, repeat_once::<S> as *mut c_void, (&raw mut context).cast(), 0) };
+    }
+
+    #[inline(always)]
     fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         F::route(self.skb, src, dst)
     }
@@ -162,4 +170,16 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     fn has_connected_udp(&self, tuple: &Tuple<F>) -> bool {
         F::has_connected_udp(self.skb, tuple)
     }
+}
+
+struct Repeat<'a, S> {
+    tables: &'a KernelTables,
+    state: &'a mut S,
+}
+
+/// bpf_loop's callback: 1 ends the loop.
+extern "C" fn repeat_once<S: Step<KernelTables>>(_index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: what `repeat` passed, which waits for the loop to end.
+    let context = unsafe { &mut *context.cast::<Repeat<'_, S>>() };
+    i64::from(context.state.step(context.tables))
 }

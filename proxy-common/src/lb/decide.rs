@@ -7,7 +7,7 @@
 use super::conntrack::{Known, heal, lookup_conntrack, note_reply};
 use super::new_flow::{forward, new_flow};
 use super::snat::{
-    NodeAddress, SnatRequest, is_hairpin, is_our_port, lookup_snat, node_address, note_forward, plan_snat,
+    NodeAddress, Search, SnatRequest, is_hairpin, is_our_port, lookup_snat, node_address, note_forward, plan_snat,
 };
 use super::tables::Tables;
 use super::verdict::{Env, Rewrite, Verdict, Work};
@@ -21,7 +21,7 @@ impl<F: ParseFamily + NodeAddress> TranslatedFamily for F {}
 /// A packet that comes into the node's network namespace.
 #[inline(always)]
 pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
-    let Work { packet, rewrite, key, flow } = work;
+    let Work { packet, rewrite, key, flow, .. } = work;
     rewrite.start(packet);
     let addr_flags = tables.address(&packet.tuple.dst);
     if addr_flags == 0 {
@@ -53,7 +53,7 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
 /// A packet that leaves the node's network namespace.
 #[inline(always)]
 pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
-    let Work { packet, rewrite, key, flow } = work;
+    let Work { packet, rewrite, key, flow, search, .. } = work;
     rewrite.start(packet);
     if !packet.has_ports() {
         return Verdict::pass(without_ports(packet));
@@ -70,7 +70,7 @@ pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, w
     });
     match kind {
         Some(FlowKind::Reply) if flow.flags & FLOW_OWN == 0 => reply(tables, env, packet, flow, now_s, rewrite),
-        Some(FlowKind::Source) => source(tables, env, packet, key, flow, now_s, rewrite),
+        Some(FlowKind::Source) => source(tables, env, packet, key, flow, search, rewrite),
         _ if env.own => own_packet(tables, env, work, now_s),
         _ => Verdict::pass(Reason::NoTranslation),
     }
@@ -84,7 +84,7 @@ fn known_forward<F: TranslatedFamily, T: Tables<F>>(
     work: &mut Work<F>,
     known: Known,
 ) -> Verdict {
-    let Work { packet, rewrite, key, flow } = work;
+    let Work { packet, rewrite, key, flow, .. } = work;
     let verdict = forward(tables, env, packet, flow, Reason::Forward, rewrite);
     if known == Known::ForwardHeal {
         heal(tables, key, flow);
@@ -174,26 +174,20 @@ fn source<F: TranslatedFamily, T: Tables<F>>(
     packet: &Packet<F>,
     key: &FlowKey<F>,
     flow: &Flow<F>,
-    now_s: u32,
+    search: &mut Search<F>,
     rewrite: &mut Rewrite<F>,
 ) -> Verdict {
     if flow.source_port != 0 {
-        note_forward(tables, flow, packet, now_s);
+        note_forward(tables, flow, packet, tables.now_s());
         rewrite.set_src(flow.source, flow.source_port);
         return Verdict::new(Action::Pass, Reason::Snat, flow.backend_id);
     }
     let Some(node) = node_address::<F, T>(tables, env.ifindex) else {
         return Verdict::new(Action::Drop, Reason::NoNodeAddress, flow.backend_id);
     };
-    let request = SnatRequest {
-        client: packet.tuple.src,
-        client_port: packet.tuple.src_port,
-        protocol: packet.protocol,
-        flags: 0,
-        node,
-        heal: !matches!(flow.state, FlowState::New),
-    };
-    let port = plan_snat(tables, &request, flow);
+    let heal = !matches!(flow.state, FlowState::New);
+    let request = SnatRequest { client_port: packet.tuple.src_port, node, flags: 0, heal };
+    let port = plan_snat(tables, packet, flow, request, search);
     if port == 0 {
         return Verdict::new(Action::Drop, Reason::SnatPortsBusy, flow.backend_id);
     }

@@ -14,6 +14,6 @@ pub use connect::{SockOutcome, SockRequest, connect, reveal};
 pub use conntrack::{HEAL_INTERVAL_S, Side, next_state};
 pub use decide::{TranslatedFamily, decide_egress, decide_ingress};
 pub use select::{Chosen, Client, NotChosen, select_backend};
-pub use snat::{NodeAddress, SNAT_WINDOW, is_reusable};
-pub use tables::{Insert, TableFull, Tables};
+pub use snat::{NodeAddress, SNAT_WINDOW, Search, is_reusable};
+pub use tables::{Insert, Step, TableFull, Tables};
 pub use verdict::{CHANGED_DST, CHANGED_DST_PORT, CHANGED_SRC, CHANGED_SRC_PORT, Env, Rewrite, Verdict, Work};

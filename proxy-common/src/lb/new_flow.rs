@@ -3,7 +3,7 @@
 use super::conntrack::{reply_key, stack_port};
 use super::decide::TranslatedFamily;
 use super::select::{Client, NotChosen, select_backend};
-use super::snat::{SnatRequest, node_address, plan_snat};
+use super::snat::{SnatRequest, node_address, plan_snat, range as snat_range};
 use super::tables::{Insert, Tables};
 use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{
@@ -44,7 +44,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     work: &mut Work<F>,
     addr_flags: u32,
 ) -> Verdict {
-    let Work { packet, rewrite, key, flow } = work;
+    let Work { packet, key, flow, .. } = work;
     if packet.is_tcp() && !packet.is_syn() {
         return Verdict::pass(Reason::NoFlow);
     }
@@ -100,10 +100,11 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         flags,
         ..Flow::EMPTY
     };
-    match remember(tables, env, packet, key, flow) {
+    match remember(tables, env, work) {
         Ok(()) => {}
         Err(reason) => return Verdict::new(Action::Drop, reason, chosen.id),
     }
+    let Work { packet, rewrite, flow, .. } = work;
     forward(tables, env, packet, flow, Reason::NewFlow, rewrite)
 }
 
@@ -120,40 +121,27 @@ pub(super) fn is_pod_link<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> 
 }
 
 /// Writes the entries of a new flow, the reply's first: no packet must go out whose answer would not be known.
-// A function of its own, as plan_snat is.
-#[inline(never)]
-fn remember<F: TranslatedFamily, T: Tables<F>>(
-    tables: &T,
-    env: &Env,
-    packet: &Packet<F>,
-    key: &FlowKey<F>,
-    flow: &mut Flow<F>,
-) -> Result<(), Reason> {
-    put_reply(tables, packet, flow)?;
+#[inline(always)]
+fn remember<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Result<(), Reason> {
+    put_reply(tables, work)?;
+    let Work { packet, key, flow, other, search, .. } = work;
     let port = if flow.source_port != 0 { flow.source_port } else { flow.client_port };
     if flow.flags & FLOW_HAIRPIN != 0 {
         let node = node_address::<F, T>(tables, env.ifindex).ok_or(Reason::NoNodeAddress)?;
-        let request = SnatRequest {
-            client: packet.tuple.src,
-            client_port: port,
-            protocol: packet.protocol,
-            flags: FLOW_HAIRPIN,
-            node,
-            heal: false,
-        };
-        flow.source_port = plan_snat(tables, &request, flow);
+        let request = SnatRequest { client_port: port, node, flags: FLOW_HAIRPIN, heal: false };
+        flow.source_port = plan_snat(tables, packet, flow, request, search);
         if flow.source_port == 0 {
             return Err(Reason::SnatPortsBusy);
         }
         flow.source = node;
     } else if flow.flags & FLOW_SNAT != 0 {
-        let source = FlowKey::<F>::new(packet.tuple.src, port, flow.backend, flow.backend_port, packet.protocol);
+        *other = FlowKey::new(packet.tuple.src, port, flow.backend, flow.backend_port, packet.protocol);
         let kept = flow.source_port;
         flow.kind = FlowKind::Source;
-        flow.check = source.check();
+        flow.check = other.check();
         // The address is that of the link it will leave by; chosen there.
         flow.source_port = 0;
-        tables.put_flow(&source, flow, Insert::Any).map_err(|_| Reason::TableFull)?;
+        tables.put_flow(other, flow, Insert::Any).map_err(|_| Reason::TableFull)?;
         flow.source_port = kept;
     }
     flow.kind = FlowKind::Forward;
@@ -163,23 +151,27 @@ fn remember<F: TranslatedFamily, T: Tables<F>>(
 
 /// Writes the reply's entry. If another flow has the tuple (one client port, two frontends that share a backend), the client
 /// gets another source port from the range that is ours alone.
-#[inline(always)]
-fn put_reply<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>, flow: &mut Flow<F>) -> Result<(), Reason> {
-    let mut reply = reply_key(flow, packet.tuple.src, packet.tuple.src_port, packet.protocol);
+// A function of its own: the verifier need not follow the caller once for each way out of the loop, and its stack is free
+// again for what comes after.
+#[inline(never)]
+fn put_reply<F: Family, T: Tables<F>>(tables: &T, work: &mut Work<F>) -> Result<(), Reason> {
+    let Work { packet, flow, other: reply, search, .. } = work;
+    let rival = &mut search.key;
+    *reply = reply_key(flow, packet.tuple.src, packet.tuple.src_port, packet.protocol);
     let config = tables.config();
-    let range = u32::from(config.snat_last.wrapping_sub(config.snat_first)) + 1;
     let first = reply.hash(config.seed);
     flow.kind = FlowKind::Reply;
     let mut i = 0;
     while i <= REMAP_TRIES {
         flow.check = reply.check();
-        if tables.put_flow(&reply, flow, Insert::New).is_ok() {
+        if tables.put_flow(reply, flow, Insert::New).is_ok() {
             return Ok(());
         }
-        if may_replace(tables, &reply, packet, flow) {
-            return tables.put_flow(&reply, flow, Insert::Any).map_err(|_| Reason::TableFull);
+        if may_replace(tables, reply, packet, flow, rival) {
+            return tables.put_flow(reply, flow, Insert::Any).map_err(|_| Reason::TableFull);
         }
-        let offset = (u64::from(first.wrapping_add(i.wrapping_mul(0x9e37_79b9))) * u64::from(range)) >> 32;
+        let at = first.wrapping_add(i.wrapping_mul(0x9e37_79b9));
+        let offset = (u64::from(at) * u64::from(snat_range(config))) >> 32;
         let port = config.snat_first.wrapping_add(offset as u16);
         reply.dst_port = port;
         flow.source_port = port;
@@ -190,28 +182,32 @@ fn put_reply<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>, flow: &mut
 
 /// True if the reply entry in the way is this flow's own, a stale one, or belongs to a flow that is over.
 #[inline(always)]
-fn may_replace<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, packet: &Packet<F>, flow: &Flow<F>) -> bool {
+fn may_replace<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F>,
+    packet: &Packet<F>,
+    flow: &Flow<F>,
+    rival: &mut FlowKey<F>,
+) -> bool {
     let check = key.check();
-    let rival = tables.flow(key, |there| {
+    let found = tables.flow(key, |there| {
         let own = there.frontend == flow.frontend
             && there.frontend_port == flow.frontend_port
             && there.client_port == flow.client_port;
         if own || there.check != check || !matches!(there.kind, FlowKind::Reply) {
-            return None;
+            return false;
         }
-        Some(FlowKey::<F>::new(
-            packet.tuple.src,
-            there.client_port,
-            there.frontend,
-            there.frontend_port,
-            packet.protocol,
-        ))
+        let (frontend, port) = (there.frontend, there.frontend_port);
+        *rival = FlowKey::new(packet.tuple.src, there.client_port, frontend, port, packet.protocol);
+        true
     });
-    let Some(Some(forward)) = rival else { return true };
-    let check = forward.check();
+    if found != Some(true) {
+        return true;
+    }
+    let check = rival.check();
     let now_s = tables.now_s();
     let udp_timeout_s = tables.config().udp_timeout_s;
-    let alive = tables.flow(&forward, |forward| {
+    let alive = tables.flow(rival, |forward| {
         forward.check == check
             && forward.backend == flow.backend
             && forward.backend_port == flow.backend_port

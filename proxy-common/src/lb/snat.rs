@@ -1,6 +1,6 @@
 //! Source ports on the way to other nodes: choice, reuse, reversal.
 
-use super::tables::{Insert, Tables};
+use super::tables::{Insert, Step, Tables};
 use crate::abi::{Config, FLOW_HAIRPIN, Flow, FlowKey, FlowState, SnatEntry};
 use crate::net::{Address, Family, Packet, TCP, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -28,95 +28,151 @@ pub fn is_reusable<F: Family>(entry: &SnatEntry<F>, client: &F::Addr, tcp: bool,
     }
 }
 
-/// The client side of a translation to come.
+/// One search for a source port, from the client's side of a translation to come.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Search<F: Family> {
+    pub(super) client: F::Addr,
+    /// The SNAT entry's key, its destination port being the one looked at.
+    pub(super) key: FlowKey<F>,
+    now_s: u32,
+    /// Scaled to the range, it gives the port; each step is the next port.
+    at: u32,
+    step: u32,
+    client_port: u16,
+    /// The first port that could be taken.
+    free: u16,
+    /// The result; 0: none.
+    port: u16,
+    flags: u8,
+    /// The flow is older than this search: its pair may still be there, so look at the whole window.
+    heal: bool,
+}
+
+impl<F: Family> Search<F> {
+    pub(super) const EMPTY: Self = Self {
+        client: F::Addr::ZERO,
+        key: FlowKey::EMPTY,
+        now_s: 0,
+        at: 0,
+        step: 0,
+        client_port: 0,
+        free: 0,
+        port: 0,
+        flags: 0,
+        heal: false,
+    };
+}
+
+/// What `plan_snat` is asked for, beside the flow.
 pub(super) struct SnatRequest<F: Family> {
-    pub client: F::Addr,
     pub client_port: u16,
-    pub protocol: u8,
-    pub flags: u8,
     pub node: F::Addr,
-    /// The flow is older than this request: its pair may still be there, so look at the whole window.
+    pub flags: u8,
     pub heal: bool,
 }
 
-/// Finds or makes the SNAT entry of `flow` and returns its port; 0 if there is none to be had. (A `Result` leaves bytes of the
-/// return register unset, which the verifier refuses.)
-// A function of its own: the verifier need not follow the caller once for each way out of the loop.
-#[inline(never)]
-pub(super) fn plan_snat<F: Family, T: Tables<F>>(tables: &T, request: &SnatRequest<F>, flow: &Flow<F>) -> u16 {
+/// Finds or makes the SNAT entry of a flow of `packet` and returns its port; 0 if there is none to be had.
+#[inline(always)]
+pub(super) fn plan_snat<F: Family, T: Tables<F>>(
+    tables: &T,
+    packet: &Packet<F>,
+    flow: &Flow<F>,
+    request: SnatRequest<F>,
+    search: &mut Search<F>,
+) -> u16 {
     let config = tables.config();
-    let now_s = tables.now_s();
-    let mut key =
-        FlowKey::<F>::new(request.client, request.client_port, flow.backend, flow.backend_port, request.protocol);
-    let range = u32::from(config.snat_last.wrapping_sub(config.snat_first)) + 1;
-    let mut at = key.hash(config.seed);
-    // Scaled to the range, each step is the next port. No branch: the verifier would count its outcomes.
-    let step = u32::MAX / range + 1;
-    key.src = flow.backend;
-    key.src_port = flow.backend_port;
-    key.dst = request.node;
-    let mut entry = SnatEntry {
-        client: request.client,
-        client_port: request.client_port,
-        state: FlowState::New,
-        flags: request.flags,
-        last_seen_s: now_s,
-        check: 0,
-    };
-    let mut free = 0u16;
-    for _ in 0..SNAT_WINDOW {
-        let port = config.snat_first.wrapping_add(((u64::from(at) * u64::from(range)) >> 32) as u16);
-        at = at.wrapping_add(step);
-        key.dst_port = port;
-        let slot = probe(tables, &key, request, config, now_s);
+    search.client = packet.tuple.src;
+    search.client_port = request.client_port;
+    search.key = FlowKey::new(search.client, request.client_port, flow.backend, flow.backend_port, packet.protocol);
+    search.at = search.key.hash(config.seed);
+    search.key.src = flow.backend;
+    search.key.src_port = flow.backend_port;
+    search.key.dst = request.node;
+    search.step = u32::MAX / range(config) + 1;
+    search.now_s = tables.now_s();
+    search.flags = request.flags;
+    search.heal = request.heal;
+    search.free = 0;
+    search.port = 0;
+    tables.repeat(SNAT_WINDOW, search);
+    if search.port == 0 && search.free != 0 {
+        search.key.dst_port = search.free;
+        search.take(tables, Insert::Any);
+    }
+    search.port
+}
+
+impl<F: Family, T: Tables<F>> Step<T> for Search<F> {
+    /// Looks at the next port.
+    #[inline(always)]
+    fn step(&mut self, tables: &T) -> bool {
+        let config = tables.config();
+        let offset = (u64::from(self.at) * u64::from(range(config))) >> 32;
+        self.at = self.at.wrapping_add(self.step);
+        self.key.dst_port = config.snat_first.wrapping_add(offset as u16);
+        let slot = probe(tables, self, config);
         match slot {
-            Slot::Ours => return port,
-            Slot::Busy => {}
-            Slot::Empty | Slot::Over if request.heal => {
-                if free == 0 {
-                    free = port;
-                }
+            Slot::Ours => {
+                self.port = self.key.dst_port;
+                true
             }
-            Slot::Empty | Slot::Over => {
-                entry.check = key.check();
-                // Another CPU may take an empty port at this moment: then the next one is tried.
-                let insert = if matches!(slot, Slot::Empty) { Insert::New } else { Insert::Any };
-                if tables.put_snat(&key, &entry, insert).is_ok() {
-                    return port;
+            Slot::Busy => false,
+            Slot::Empty | Slot::Over if self.heal => {
+                if self.free == 0 {
+                    self.free = self.key.dst_port;
                 }
+                false
             }
+            // Another CPU may take an empty port at this moment: then the next one is tried.
+            Slot::Empty => self.take(tables, Insert::New),
+            Slot::Over => self.take(tables, Insert::Any),
         }
     }
-    if free == 0 {
-        return 0;
+}
+
+impl<F: Family> Search<F> {
+    /// Writes the entry at the key's port.
+    #[inline(always)]
+    fn take<T: Tables<F>>(&mut self, tables: &T, insert: Insert) -> bool {
+        let entry = SnatEntry {
+            client: self.client,
+            client_port: self.client_port,
+            state: FlowState::New,
+            flags: self.flags,
+            last_seen_s: self.now_s,
+            check: self.key.check(),
+        };
+        let taken = tables.put_snat(&self.key, &entry, insert).is_ok();
+        if taken {
+            self.port = self.key.dst_port;
+        }
+        taken
     }
-    key.dst_port = free;
-    entry.check = key.check();
-    if tables.put_snat(&key, &entry, Insert::Any).is_ok() { free } else { 0 }
+}
+
+/// How many source ports there are.
+#[inline(always)]
+pub(super) fn range(config: &Config) -> u32 {
+    u32::from(config.snat_last.wrapping_sub(config.snat_first)) + 1
 }
 
 /// What stands at one port.
 #[inline(always)]
-fn probe<F: Family, T: Tables<F>>(
-    tables: &T,
-    key: &FlowKey<F>,
-    request: &SnatRequest<F>,
-    config: &Config,
-    now_s: u32,
-) -> Slot {
-    let check = key.check();
-    let slot = tables.snat(key, |there| {
+fn probe<F: Family, T: Tables<F>>(tables: &T, search: &Search<F>, config: &Config) -> Slot {
+    let check = search.key.check();
+    let slot = tables.snat(&search.key, |there| {
         if there.check != check {
             return Slot::Over;
         }
-        if there.client == request.client && there.client_port == request.client_port {
+        if there.client == search.client && there.client_port == search.client_port {
             there.state = FlowState::New;
-            there.last_seen_s = now_s;
-            there.flags = request.flags;
+            there.last_seen_s = search.now_s;
+            there.flags = search.flags;
             return Slot::Ours;
         }
-        let tcp = request.protocol == TCP;
-        if is_reusable(there, &request.client, tcp, config, now_s) { Slot::Over } else { Slot::Busy }
+        let tcp = search.key.protocol == TCP;
+        if is_reusable(there, &search.client, tcp, config, search.now_s) { Slot::Over } else { Slot::Busy }
     });
     slot.unwrap_or(Slot::Empty)
 }

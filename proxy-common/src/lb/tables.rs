@@ -17,6 +17,12 @@ pub enum Insert {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableFull;
 
+/// One round of a bounded search.
+pub trait Step<T> {
+    /// True ends the search.
+    fn step(&mut self, tables: &T) -> bool;
+}
+
 /// Entries that packets change are handed to a closure: a reference must not outlive the next write to its map.
 pub trait Tables<F: Family> {
     fn config(&self) -> &Config;
@@ -43,6 +49,19 @@ pub trait Tables<F: Family> {
     fn put_affinity(&self, key: &AffinityKey, value: &AffinityValue) -> Result<(), TableFull>;
     fn sock(&self, key: &SockKey<F>) -> Option<SockPeer<F>>;
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull>;
+
+    /// Takes up to `times` steps, until one returns true. The kernel side does it by bpf_loop (Linux 5.17), so that the
+    /// verifier looks at the step once.
+    fn repeat<S: Step<Self>>(&self, times: u32, state: &mut S)
+    where
+        Self: Sized,
+    {
+        for _ in 0..times {
+            if state.step(self) {
+                break;
+            }
+        }
+    }
 
     /// The interface that leads from `src` to `dst`, by the node's routes.
     fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32>;

@@ -1,5 +1,6 @@
 //! The result of a decision: a [`Verdict`], and a [`Rewrite`] if the packet changes.
 
+use super::snat::Search;
 use crate::abi::{Action, Flow, FlowKey, Reason};
 use crate::net::{Address, Family, Packet, Tuple};
 
@@ -118,11 +119,21 @@ pub struct Work<F: Family> {
     pub rewrite: Rewrite<F>,
     pub key: FlowKey<F>,
     pub flow: Flow<F>,
+    /// Key of the flow's other half.
+    pub other: FlowKey<F>,
+    pub search: Search<F>,
 }
 
 impl<F: Family> Work<F> {
     #[must_use]
     pub const fn new(packet: Packet<F>) -> Self {
-        Self { packet, rewrite: Rewrite::NONE, key: FlowKey::EMPTY, flow: Flow::EMPTY }
+        Self {
+            packet,
+            rewrite: Rewrite::NONE,
+            key: FlowKey::EMPTY,
+            flow: Flow::EMPTY,
+            other: FlowKey::EMPTY,
+            search: Search::EMPTY,
+        }
     }
 }
