@@ -56,6 +56,8 @@ pub(super) fn may_be_vip(address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ip(text: &str) -> Option<String> {
@@ -119,6 +121,20 @@ mod tests {
         }
         for text in ["10.0.0.1", "192.0.2.1", "fd00::1"] {
             assert!(may_be_endpoint(parse_ip(text).expect("an address")), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in "\\PC*", octets in "[0-9.:/a-f+ ]{0,24}") {
+            for text in [&text, &octets] {
+                let (_, _) = (parse_ip(text), parse_range(text));
+            }
+        }
+
+        #[test]
+        fn what_the_standard_library_reads_is_read_alike(address: IpAddr) {
+            prop_assert_eq!(parse_ip(&address.to_string()), Some(address.to_canonical()));
         }
     }
 }

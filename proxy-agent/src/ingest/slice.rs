@@ -31,17 +31,17 @@ pub fn reduce_slice(object: &discovery::EndpointSlice, names: &mut Interner) -> 
         skips.add(format!("metadata.labels[{SERVICE_NAME_LABEL}]"), "", SkipReason::MissingService);
         return skips.nothing();
     };
+    let ports = ports(object, names, &mut skips);
+    let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    for (index, endpoint) in object.endpoints.iter().enumerate() {
+        endpoints.extend(reduce_endpoint(index, endpoint, family, names, &mut skips));
+    }
     let slice = EndpointSlice {
         name: name.into(),
         service: ServiceName { namespace: names.get(namespace), name: names.get(service) },
         family,
-        ports: ports(object, names, &mut skips),
-        endpoints: object
-            .endpoints
-            .iter()
-            .enumerate()
-            .filter_map(|(index, endpoint)| reduce_endpoint(index, endpoint, family, names, &mut skips))
-            .collect(),
+        ports,
+        endpoints,
     };
     skips.with(slice)
 }

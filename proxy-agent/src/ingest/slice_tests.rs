@@ -1,5 +1,6 @@
 //! What an EndpointSlice amounts to, and what of it is skipped and why.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -106,4 +107,26 @@ fn endpoints_that_are_refused() {
             ("endpoints[5].addresses[0]", SkipReason::WrongFamily),
         ]
     );
+}
+
+proptest! {
+    #[test]
+    fn any_slice_is_reduced_without_panic(
+        kind in prop_oneof![Just("IPv4"), Just("IPv6"), Just("FQDN"), Just("")],
+        label in proptest::option::of("[a-z]{0,3}"),
+        addresses in proptest::collection::vec(proptest::collection::vec("[0-9.:a-f]{0,12}", 0..2), 0..4),
+        ports in proptest::collection::vec((proptest::option::of("[a-z]{0,2}"), any::<Option<i32>>(), "[A-Z]{0,4}"), 0..4),
+    ) {
+        let endpoints: Vec<_> = addresses.iter().map(|list| json!({"addresses": list})).collect();
+        let ports: Vec<_> =
+            ports.iter().map(|(name, port, protocol)| json!({"name": name, "port": port, "protocol": protocol})).collect();
+        let mut object = slice(json!({"addressType": kind, "endpoints": endpoints, "ports": ports}), &[]);
+        object.metadata.labels = label.map(|label| [(SERVICE_NAME_LABEL.to_owned(), label)].into());
+        let Reduced { value, skips } = reduce_slice(&object, &mut Interner::default());
+        if let Some(found) = value {
+            prop_assert!(found.endpoints.iter().all(|it| may_be_endpoint(it.address) && Family::of(it.address) == found.family));
+            let refused = skips.iter().filter(|skip| skip.field.starts_with("endpoints")).count();
+            prop_assert_eq!(found.endpoints.len() + refused, object.endpoints.len());
+        }
+    }
 }

@@ -82,8 +82,9 @@ impl Allocations {
         }
         let cidrs = &self.cidrs;
         let given = self.addresses.assign(&wanted, taken, |(name, family)| {
-            let of_family = cidrs.iter().filter(|net| Family::of(net.addr()) == *family);
-            of_family.flat_map(|net| hosts(*net, hash(name))).collect::<Vec<_>>().into_iter()
+            let (start, family) = (hash(name), *family);
+            let of_family = cidrs.iter().filter(move |net| Family::of(net.addr()) == family);
+            of_family.flat_map(move |net| hosts(*net, start))
         });
         let mut without = Vec::new();
         for service in services.iter_mut() {
