@@ -7,4 +7,5 @@ pub mod loader;
 pub mod model;
 pub mod node;
 pub mod object;
+pub mod reconcile;
 pub mod sources;

@@ -16,6 +16,7 @@ pub use error::{DataplaneError, capacity_flag};
 pub use fake::{FakeMaps, Injection};
 pub use family::{FamilyNames, MapFamily};
 pub use kernel::KernelMaps;
+pub(crate) use op::port_name_text;
 pub use op::{FamilyOp, MapOp};
 
 use proxy_common::abi::capacity;

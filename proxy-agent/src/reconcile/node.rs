@@ -1,0 +1,78 @@
+//! What the node itself puts into the maps: its addresses, its interfaces, the Service CIDRs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use proxy_common::{
+    abi::{ADDR_NODE, ADDR_NODEPORT, Cidr, Iface, MAX_SERVICE_CIDRS, Switches},
+    net::{V4, V6},
+};
+
+use super::addresses::AddressClaims;
+use crate::dataplane::{Actual, MapFamily, MapOp};
+
+/// An address of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeAddress {
+    pub ip: IpAddr,
+    /// NodePorts are served here (nodePortAddresses).
+    pub nodeport: bool,
+}
+
+/// What was told of the node; None until it was told for the first time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NodeState {
+    pub(super) addresses: AddressClaims,
+    pub(super) dirty_addresses: BTreeSet<IpAddr>,
+    pub(super) ifaces: Option<BTreeMap<u32, Iface>>,
+    pub(super) service_cidrs: Option<Vec<IpNet>>,
+}
+
+impl NodeState {
+    /// Writes for interfaces and Service CIDRs, additions first.
+    pub(super) fn diff(&self, actual: &Actual) -> Vec<MapOp> {
+        let mut ops = Vec::new();
+        if let Some(ifaces) = &self.ifaces {
+            let changed = ifaces.iter().filter(|(index, iface)| actual.ifaces.get(index) != Some(iface));
+            ops.extend(changed.map(|(index, iface)| MapOp::PutIface(*index, *iface)));
+        }
+        if let Some(cidrs) = &self.service_cidrs {
+            let switches = with_service_cidrs(&actual.switches, cidrs);
+            if switches != actual.switches {
+                ops.push(MapOp::WriteSwitches(Box::new(switches)));
+            }
+        }
+        if let Some(ifaces) = &self.ifaces {
+            let gone = actual.ifaces.keys().filter(|index| !ifaces.contains_key(index));
+            ops.extend(gone.map(|index| MapOp::DeleteIface(*index)));
+        }
+        ops
+    }
+}
+
+pub(super) fn address_claims(addresses: &[NodeAddress]) -> AddressClaims {
+    let nodeport = addresses.iter().filter(|it| it.nodeport).map(|it| (it.ip, ADDR_NODEPORT));
+    addresses.iter().map(|it| (it.ip, ADDR_NODE)).chain(nodeport).collect()
+}
+
+fn with_service_cidrs(switches: &Switches, cidrs: &[IpNet]) -> Switches {
+    let mut switches = *switches;
+    (switches.service_cidrs_v4, switches.service_cidrs_v4_len) = family_cidrs::<V4>(cidrs);
+    (switches.service_cidrs_v6, switches.service_cidrs_v6_len) = family_cidrs::<V6>(cidrs);
+    switches
+}
+
+/// The first eight of the family; sorted, so that the order in which they were given makes no difference.
+fn family_cidrs<F: MapFamily>(cidrs: &[IpNet]) -> ([Cidr<F>; MAX_SERVICE_CIDRS], u32) {
+    let found: BTreeSet<(F::Addr, F::Addr)> =
+        cidrs.iter().filter_map(|cidr| Some((F::from_ip(cidr.network())?, F::from_ip(cidr.netmask())?))).collect();
+    let mut array = [Cidr::NONE; MAX_SERVICE_CIDRS];
+    let len = found.len().min(MAX_SERVICE_CIDRS);
+    for (slot, (net, mask)) in array.iter_mut().zip(found) {
+        *slot = Cidr { net, mask };
+    }
+    (array, len as u32)
+}

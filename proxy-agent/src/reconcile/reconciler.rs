@@ -1,0 +1,300 @@
+//! [`Reconciler`]: keeps the maps as the desired states say, one Service at a time.
+//!
+//! Until [`Reconciler::sources_synced`] is called nothing of a Service is written: what stands in the maps from
+//! before a restart works on, and ownership of frontends is known before the first write.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use proxy_common::abi::Iface;
+
+use super::{
+    addresses::{AddressClaims, AddressCounts, known_addresses},
+    claims::{Claims, Conflict},
+    diff::diff,
+    ids::IdAllocator,
+    mirror::Mirror,
+    node::{NodeAddress, NodeState, address_claims},
+    pending::{Failure, Pending, Subject},
+    restore::restore,
+    rings::RingAllocator,
+    target::RETIRED_SET,
+};
+use crate::{
+    dataplane::{Capacity, Dataplane, DataplaneError, MapOp},
+    desired::{ServiceDesired, Warning},
+    model::ServiceName,
+};
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Ports that no external or load balancer IP takes over on the node's own addresses.
+    pub protected_node_ports: Vec<RangeInclusive<u16>>,
+}
+
+/// What one call did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Writes that succeeded.
+    pub applied: usize,
+    /// Whose writes failed in this call. They are tried again by [`Reconciler::retry`].
+    pub failed: Vec<(Subject, Failure)>,
+    /// Conflicts that are new.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Everything that is not as it should be.
+pub struct Status<'a> {
+    pub failures: &'a BTreeMap<Subject, Failure>,
+    pub conflicts: &'a BTreeMap<ServiceName, Vec<Conflict>>,
+    pub warnings: &'a BTreeMap<ServiceName, Vec<Warning>>,
+}
+
+pub struct Reconciler<D> {
+    pub(super) dataplane: D,
+    pub(super) capacity: Capacity,
+    pub(super) mirror: Mirror,
+    pub(super) ids: IdAllocator,
+    pub(super) rings: RingAllocator,
+    pub(super) claims: Claims,
+    pub(super) addresses: AddressCounts,
+    pub(super) services: HashMap<ServiceName, ServiceState>,
+    node: NodeState,
+    pub(super) pending: Pending,
+    pub(super) conflicts: BTreeMap<ServiceName, Vec<Conflict>>,
+    warnings: BTreeMap<ServiceName, Vec<Warning>>,
+    synced: bool,
+}
+
+#[derive(Default)]
+pub(super) struct ServiceState {
+    /// None: it is gone, and not yet out of the maps.
+    pub(super) desired: Option<Arc<ServiceDesired>>,
+    pub(super) addresses: AddressClaims,
+    /// Addresses whose entry in ADDRS may not be right yet.
+    pub(super) dirty_addresses: BTreeSet<IpAddr>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { protected_node_ports: vec![22..=22, 2379..=2380, 6443..=6443, 10250..=10250, 10256..=10256] }
+    }
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Takes over what stands in the maps.
+    pub fn new(dataplane: D, options: Options, now: Instant) -> Result<Self, DataplaneError> {
+        let mirror = Mirror::new(dataplane.read_all()?);
+        let capacity = dataplane.capacity();
+        let (ids, rings) = restore(&mirror, &capacity, now);
+        Ok(Self {
+            dataplane,
+            capacity,
+            mirror,
+            ids,
+            rings,
+            claims: Claims::new(options.protected_node_ports),
+            addresses: AddressCounts::default(),
+            services: HashMap::new(),
+            node: NodeState::default(),
+            pending: Pending::default(),
+            conflicts: BTreeMap::new(),
+            warnings: BTreeMap::new(),
+            synced: false,
+        })
+    }
+
+    /// Every source has listed once, and each Service that exists was given to [`Self::set_service`]: writes them
+    /// all, then removes what no Service claims.
+    pub fn sources_synced(&mut self, now: Instant) -> Report {
+        let mut report = Report::default();
+        if self.synced {
+            return report;
+        }
+        self.synced = true;
+        let wanted: BTreeSet<ServiceName> = self.services.keys().cloned().collect();
+        let unclaimed: BTreeSet<ServiceName> = self.ids.services().filter(|it| !wanted.contains(it)).cloned().collect();
+        for name in wanted.iter().chain(&unclaimed) {
+            self.reconcile(name, now, &mut report);
+        }
+        self.node.dirty_addresses.extend(known_addresses(self.mirror.actual()));
+        self.clear_stray_sets(now, &mut report);
+        self.reconcile_node(now, &mut report);
+        report
+    }
+
+    /// Whether [`Self::sources_synced`] was called.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// The Service should be as `desired` says, or be gone.
+    pub fn set_service(&mut self, name: &ServiceName, desired: Option<ServiceDesired>, now: Instant) -> Report {
+        let mut report = Report::default();
+        let old = self.services.get(name).and_then(|state| state.desired.clone());
+        if old.as_deref() == desired.as_ref() {
+            return report;
+        }
+        self.set_warnings(name, desired.as_ref());
+        let is_new = desired.is_some();
+        let affected = self.claims.replace(name, old.as_deref(), desired.as_ref());
+        self.services.entry(name.clone()).or_default().desired = desired.map(Arc::new);
+        if !self.synced {
+            return report;
+        }
+        // Who gains a frontend writes before who loses it deletes: there is no gap.
+        if is_new {
+            self.reconcile(name, now, &mut report);
+        }
+        for other in &affected {
+            self.reconcile(other, now, &mut report);
+        }
+        if !is_new {
+            self.reconcile(name, now, &mut report);
+        }
+        report
+    }
+
+    pub fn set_node_addresses(&mut self, addresses: &[NodeAddress], now: Instant) -> Report {
+        let claims = address_claims(addresses);
+        let dirty = self.addresses.replace(&self.node.addresses, &claims);
+        self.node.dirty_addresses.extend(dirty);
+        self.node.addresses = claims;
+        let affected = self.claims.set_node_addresses(addresses.iter().map(|it| it.ip).collect());
+        let mut report = Report::default();
+        self.reconcile_node(now, &mut report);
+        if self.synced {
+            affected.iter().for_each(|name| self.reconcile(name, now, &mut report));
+        }
+        report
+    }
+
+    pub fn set_ifaces(&mut self, ifaces: BTreeMap<u32, Iface>, now: Instant) -> Report {
+        self.node.ifaces = Some(ifaces);
+        let mut report = Report::default();
+        self.reconcile_node(now, &mut report);
+        report
+    }
+
+    /// At most eight of each family count.
+    pub fn set_service_cidrs(&mut self, cidrs: Vec<IpNet>, now: Instant) -> Report {
+        self.node.service_cidrs = Some(cidrs);
+        let mut report = Report::default();
+        self.reconcile_node(now, &mut report);
+        report
+    }
+
+    /// When [`Self::retry`] has something to do.
+    pub fn next_retry(&self) -> Option<Instant> {
+        self.pending.next()
+    }
+
+    /// Tries again what failed and is due.
+    pub fn retry(&mut self, now: Instant) -> Report {
+        let mut report = Report::default();
+        for subject in self.pending.due(now) {
+            match subject {
+                Subject::Node => self.reconcile_node(now, &mut report),
+                Subject::Service(name) => self.reconcile(&name, now, &mut report),
+            }
+        }
+        report
+    }
+
+    pub fn status(&self) -> Status<'_> {
+        Status { failures: self.pending.failures(), conflicts: &self.conflicts, warnings: &self.warnings }
+    }
+
+    /// What is known to stand in the maps.
+    pub fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
+    pub fn dataplane(&self) -> &D {
+        &self.dataplane
+    }
+
+    pub fn dataplane_mut(&mut self) -> &mut D {
+        &mut self.dataplane
+    }
+
+    pub fn into_dataplane(self) -> D {
+        self.dataplane
+    }
+
+    /// The writes that the Service's ports would need now, without doing them.
+    pub fn plan(&mut self, name: &ServiceName, now: Instant) -> Vec<MapOp> {
+        let desired = self.services.get(name).and_then(|state| state.desired.clone());
+        let work = self.prepare(name, desired.as_deref(), now);
+        work.taken.settle(&self.mirror, &mut self.ids, &mut self.rings, now);
+        diff(&work.targets, &self.mirror)
+    }
+
+    fn set_warnings(&mut self, name: &ServiceName, desired: Option<&ServiceDesired>) {
+        match desired.map(|it| it.warnings.clone()).filter(|it| !it.is_empty()) {
+            Some(warnings) => self.warnings.insert(name.clone(), warnings),
+            None => self.warnings.remove(name),
+        };
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        subject: Subject,
+        error: Option<DataplaneError>,
+        now: Instant,
+        report: &mut Report,
+    ) {
+        match error {
+            None => self.pending.succeeded(&subject),
+            Some(error) => {
+                self.pending.failed(&subject, error, now);
+                if let Some(failure) = self.pending.failures().get(&subject) {
+                    report.failed.push((subject, failure.clone()));
+                }
+            }
+        }
+    }
+
+    /// Returns the addresses that could not be written.
+    pub(super) fn write_dirty(
+        &mut self,
+        mut dirty: BTreeSet<IpAddr>,
+        now: Instant,
+        error: &mut Option<DataplaneError>,
+        report: &mut Report,
+    ) -> BTreeSet<IpAddr> {
+        dirty.retain(|ip| match self.addresses.diff(*ip, self.mirror.actual(), !self.synced) {
+            Some(op) => !self.apply(&op, now, error, report),
+            None => false,
+        });
+        dirty
+    }
+
+    /// Sets that an earlier agent wrote and never came to use. They do no harm: one that cannot be written now is
+    /// overwritten when its index is used.
+    fn clear_stray_sets(&mut self, now: Instant, report: &mut Report) {
+        let used = self.ids.used_sets();
+        let sets = (0u32..).zip(&self.mirror.actual().sets);
+        let stray: Vec<u32> =
+            sets.filter(|(index, set)| set.len > 0 && !used.contains(index)).map(|(index, _)| index).collect();
+        for index in stray {
+            self.apply(&MapOp::WriteSet { index, set: RETIRED_SET }, now, &mut None, report);
+        }
+    }
+
+    fn reconcile_node(&mut self, now: Instant, report: &mut Report) {
+        let mut error = None;
+        for op in self.node.diff(self.mirror.actual()) {
+            self.apply(&op, now, &mut error, report);
+        }
+        let dirty = std::mem::take(&mut self.node.dirty_addresses);
+        self.node.dirty_addresses = self.write_dirty(dirty, now, &mut error, report);
+        self.finish(Subject::Node, error, now, report);
+    }
+}
