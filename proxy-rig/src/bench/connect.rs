@@ -91,8 +91,8 @@ async fn pair(route: &Route, pod: SocketAddr, mode: Mode, load: Load, straight_f
 /// through node-1 and the other through node-2, straight requests included.
 async fn assemble() -> Result<(Stage, Vec<Route>)> {
     let mut stage = Stage::new("bench")?;
-    let near = stage.add_node("node-1").await?;
-    let far = stage.add_node("node-2").await?;
+    let near = stage.add_node("node-1", Serve::nothing()).await?;
+    let far = stage.add_node("node-2", Serve::nothing()).await?;
     for node in [&near, &far] {
         // The way through node-2 is the longer one on purpose.
         node.sysctl("net/ipv4/conf/all/send_redirects", "0")?;

@@ -49,7 +49,7 @@ pub(super) async fn assemble(progress: &Progress) -> Result<Stage> {
     progress.start("bringing up nodes, pods and clients", NODES.len() + PODS.len() + 2);
     let mut stage = Stage::new("demo")?;
     for name in NODES {
-        stage.add_node(name).await?;
+        stage.add_node(name, Serve::nothing()).await?;
         progress.step();
     }
     for pod in PODS {

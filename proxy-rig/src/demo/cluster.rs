@@ -40,7 +40,7 @@ pub struct PodSpec<'a> {
 }
 
 /// All objects, and the directory that shows them to the agents after [`Cluster::publish`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Cluster {
     dir: PathBuf,
     services: BTreeMap<String, Value>,

@@ -1,4 +1,4 @@
-//! Calls made for one path, held against what has to come of it. Called by `table`.
+//! Calls made for one path, held against what has to come of it. Called by `table` and the end-to-end suite.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,20 +26,20 @@ const SILENCE_MS: u64 = 600;
 
 /// What was seen on one path.
 #[derive(Debug)]
-pub(super) struct Row {
-    pub(super) path: Path,
-    pub(super) to: SocketAddr,
+pub(crate) struct Row {
+    pub(crate) path: Path,
+    pub(crate) to: SocketAddr,
     /// How often each backend answered, and the source address it saw.
-    pub(super) seen: BTreeMap<(String, IpAddr), usize>,
+    pub(crate) seen: BTreeMap<(String, IpAddr), usize>,
     /// What happened where nobody answered.
-    pub(super) outcome: Option<Outcome>,
-    pub(super) expected: String,
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) expected: String,
     /// Why the path is not as expected.
-    pub(super) complaint: Option<String>,
+    pub(crate) complaint: Option<String>,
 }
 
 /// Walks one path.
-pub(super) async fn walk(stage: &Stage, path: &Path) -> Result<Row> {
+pub(crate) async fn walk(stage: &Stage, path: &Path) -> Result<Row> {
     let to = SocketAddr::new(target_ip(stage, path)?, path.port);
     let expected = describe(&path.expect);
     let mut row = Row { path: *path, to, seen: BTreeMap::new(), outcome: None, expected, complaint: None };

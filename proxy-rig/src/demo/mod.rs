@@ -5,8 +5,8 @@
 mod cast;
 pub mod cluster;
 mod dump;
-mod expect;
-mod paths;
+pub(crate) mod expect;
+pub(crate) mod paths;
 pub mod progress;
 mod slices;
 pub mod stage;
@@ -28,6 +28,8 @@ use table::Tally;
 
 use crate::call::Proto;
 
+/// Of the addresses in the examples.
+const SERVICE_RANGES: &str = "10.0.0.0/16,fd00:10::/112";
 /// How long a change may take to reach every node.
 const LIVE: Duration = Duration::from_secs(5);
 /// Answers in a row without the endpoint that left, until it is believed to be gone.
@@ -38,9 +40,6 @@ pub struct DemoArgs {
     /// Directory with the Services to show
     #[arg(long, default_value = "examples")]
     examples: PathBuf,
-    /// Log level of the agents, whose logs lie in the run's directory while the demo runs
-    #[arg(long, default_value = "info")]
-    log: String,
 }
 
 /// Exit code 1 when a path is not as expected.
@@ -51,7 +50,7 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode> {
     let mut stage = cast::assemble(&progress).await?;
     let files = stage.cluster.copy_from(&args.examples)?;
     progress.start(&format!("starting an agent on each node, with {} files of examples", files.len()), 1);
-    stage.start_agents(&["-v", &args.log]).await?;
+    stage.start_agents(&["--service-cluster-ip-range", SERVICE_RANGES]).await?;
     progress.end();
 
     println!("\n== Paths: from whom, to where, who answered, and as whom the caller was seen");

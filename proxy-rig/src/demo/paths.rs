@@ -1,23 +1,24 @@
 //! The paths that the demo shows: who calls what, and what has to come of it. Data only; `expect` judges.
+//! The end-to-end suite has tables of its own in the same form.
 
 use crate::call::Proto;
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Path {
-    pub(super) title: &'static str,
+pub(crate) struct Path {
+    pub(crate) title: &'static str,
     /// Name of the host that calls.
-    pub(super) from: &'static str,
-    pub(super) proto: Proto,
+    pub(crate) from: &'static str,
+    pub(crate) proto: Proto,
     /// An address, or the name of a host; `/6` after the name asks for its IPv6 address.
-    pub(super) to: &'static str,
-    pub(super) port: u16,
-    pub(super) expect: Expect,
+    pub(crate) to: &'static str,
+    pub(crate) port: u16,
+    pub(crate) expect: Expect,
 }
 
 /// What has to come of a call.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Expect {
+pub(crate) enum Expect {
     /// Each of these answers, nobody else does, and each sees the caller from the source named.
     Answer { who: Who, target: u16, source: Source },
     /// Connection refused at once.
@@ -27,7 +28,7 @@ pub(super) enum Expect {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Who {
+pub(crate) enum Who {
     /// Every endpoint of the Service.
     All(&'static str),
     /// The endpoints of the Service on that node.
@@ -37,7 +38,7 @@ pub(super) enum Who {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// The caller's own address.
     Kept,
     /// The caller's own address where the backend is on this node, this node's address otherwise.
@@ -46,7 +47,7 @@ pub(super) enum Source {
     Node(&'static str),
 }
 
-pub(super) const NGINX: &str = "default/my-nginx";
+pub(crate) const NGINX: &str = "default/my-nginx";
 const APP: &str = "default/my-app-balanced";
 
 const NGINX_V4: &str = "10.0.162.149";
@@ -56,28 +57,28 @@ const DNS_V6: &str = "fd00:10::a";
 const BALANCER: &str = "192.0.2.127";
 
 /// A path over TCP.
-const fn tcp(title: &'static str, from: &'static str, to: &'static str, port: u16, expect: Expect) -> Path {
+pub(crate) const fn tcp(title: &'static str, from: &'static str, to: &'static str, port: u16, expect: Expect) -> Path {
     Path { title, from, proto: Proto::Tcp, to, port, expect }
 }
 
-const fn udp(title: &'static str, from: &'static str, to: &'static str, port: u16, expect: Expect) -> Path {
+pub(crate) const fn udp(title: &'static str, from: &'static str, to: &'static str, port: u16, expect: Expect) -> Path {
     Path { title, from, proto: Proto::Udp, to, port, expect }
 }
 
-const fn all(service: &'static str, target: u16, source: Source) -> Expect {
+pub(crate) const fn all(service: &'static str, target: u16, source: Source) -> Expect {
     Expect::Answer { who: Who::All(service), target, source }
 }
 
-const fn host(name: &'static str, target: u16, source: Source) -> Expect {
+pub(crate) const fn host(name: &'static str, target: u16, source: Source) -> Expect {
     Expect::Answer { who: Who::Host(name), target, source }
 }
 
-const fn on(service: &'static str, node: &'static str, target: u16) -> Expect {
+pub(crate) const fn on(service: &'static str, node: &'static str, target: u16) -> Expect {
     Expect::Answer { who: Who::On(service, node), target, source: Source::Kept }
 }
 
 /// `curl` is a pod whose connects the node's hooks see, `legacy` one whose packets only are seen.
-pub(super) const PATHS: &[Path] = &[
+pub(crate) const PATHS: &[Path] = &[
     tcp("ClusterIP, connect time", "curl", NGINX_V4, 8080, all(NGINX, 80, Source::Kept)),
     tcp("ClusterIP, connect time", "curl", NGINX_V6, 8080, all(NGINX, 80, Source::Kept)),
     tcp("ClusterIP, packet path", "legacy", NGINX_V4, 443, all(NGINX, 443, Source::Kept)),
@@ -119,5 +120,5 @@ pub(super) const PATHS: &[Path] = &[
 ];
 
 /// Services of the examples that must appear nowhere in the dataplane.
-pub(super) const NOT_PROGRAMMED: &[(&str, &str)] =
+pub(crate) const NOT_PROGRAMMED: &[(&str, &str)] =
     &[("headless", "default/my-app-headless"), ("ExternalName", "prod/my-alias")];

@@ -39,10 +39,10 @@ impl Stage {
     }
 
     /// A node with a process of its own, and its Node object.
-    pub async fn add_node(&mut self, name: &str) -> Result<Node> {
+    pub async fn add_node(&mut self, name: &str, serve: Serve) -> Result<Node> {
         let node = self.world.add_node(name)?;
         self.cluster.add_node(&node);
-        self.add_peer(Host::clone(&node), Serve::nothing()).await?;
+        self.add_peer(Host::clone(&node), serve).await?;
         Ok(node)
     }
 
@@ -92,8 +92,14 @@ impl Stage {
         Ok(())
     }
 
-    pub fn agent(&mut self, node: &str) -> Result<&mut Agent> {
-        self.agents.get_mut(node).with_context(|| format!("no agent on {node}"))
+    /// The running agents by node, for a test that ends them while flows are open.
+    pub fn take_agents(&mut self) -> BTreeMap<String, Agent> {
+        std::mem::take(&mut self.agents)
+    }
+
+    /// The objects, for a test that changes them while flows are open. An empty cluster stays here.
+    pub fn take_cluster(&mut self) -> Cluster {
+        std::mem::take(&mut self.cluster)
     }
 
     pub fn node(&self, name: &str) -> Result<Node> {

@@ -30,7 +30,7 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use actor::{Actor, Serve};
+pub use actor::{Actor, Serve, Session};
 pub use agent::{Agent, is_ready_line};
 pub use binaries::{rig_binary, weir_binary};
 pub use host::Host;
