@@ -28,14 +28,14 @@ pub enum DataplaneError {
 #[must_use]
 pub fn capacity_flag(map: &str) -> &'static str {
     match map {
-        names::ADDRS_V4 | names::ADDRS_V6 => "--capacity-addrs",
-        names::SERVICES_V4 | names::SERVICES_V6 => "--capacity-services",
-        names::SETS => "--capacity-sets",
-        names::RINGS => "--capacity-rings",
-        names::BACKENDS_V4 | names::BACKENDS_V6 => "--capacity-backends",
-        names::SRC_RANGES_V4 | names::SRC_RANGES_V6 => "--capacity-src-ranges",
-        names::IFACES => "--capacity-ifaces",
-        names::PORT_NAMES => "--capacity-port-names",
+        names::ADDRS_V4 | names::ADDRS_V6 => "--addresses-max",
+        names::SERVICES_V4 | names::SERVICES_V6 => "--services-max",
+        names::SETS => "--sets-max",
+        names::RINGS => "--rings-max",
+        names::BACKENDS_V4 | names::BACKENDS_V6 => "--backends-max",
+        names::SRC_RANGES_V4 | names::SRC_RANGES_V6 => "--source-ranges-max",
+        names::IFACES => "--interfaces-max",
+        names::PORT_NAMES => "--port-names-max",
         _ => "its capacity",
     }
 }

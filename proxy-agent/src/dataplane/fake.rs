@@ -136,7 +136,7 @@ mod tests {
         assert!(matches!(fake.apply(&write(2)), Err(DataplaneError::Injected { .. })));
         fake.apply(&write(2)).expect("only once");
         let error = fake.apply(&write(4)).expect_err("beyond the end");
-        assert_eq!(error.to_string(), "empty set 4 (Drop): map SETS is full (4 entries); raise --capacity-sets");
+        assert_eq!(error.to_string(), "empty set 4 (Drop): map SETS is full (4 entries); raise --sets-max");
         assert_eq!(fake.log.len(), 2);
         assert_eq!(fake.actual.set(2), EndpointSet::empty(EmptySet::Drop));
         assert_eq!(fake.actual.set(3), EndpointSet::empty(EmptySet::Refuse));

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use proxy_common::abi::Iface;
+use proxy_common::abi::{Iface, MAX_SERVICE_CIDRS};
 
 use super::{
     addresses::{AddressClaims, AddressCounts, known_addresses},
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     dataplane::{Capacity, Dataplane, DataplaneError, MapOp},
     desired::{ServiceDesired, Warning},
-    model::ServiceName,
+    model::{Family, ServiceName},
 };
 
 #[derive(Clone, Debug)]
@@ -184,6 +184,12 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// At most eight of each family count.
     pub fn set_service_cidrs(&mut self, cidrs: Vec<IpNet>, now: Instant) -> Report {
+        for family in [Family::V4, Family::V6] {
+            let count = cidrs.iter().filter(|it| Family::of(it.addr()) == family).count();
+            if count > MAX_SERVICE_CIDRS {
+                tracing::warn!(%family, count, "more than {MAX_SERVICE_CIDRS} Service CIDRs; the others are not used");
+            }
+        }
         self.node.service_cidrs = Some(cidrs);
         let mut report = Report::default();
         self.reconcile_node(now, &mut report);

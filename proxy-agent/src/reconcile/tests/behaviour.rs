@@ -250,11 +250,11 @@ fn a_full_map_names_the_service_and_leaves_the_rest_alone() {
     let other = Spec::new("other", "10.96.0.11").endpoints(&[("10.244.1.5", "here")]);
     let report = bench.set(&other);
     let text = report.failed[0].1.error.to_string();
-    assert!(text.contains("map SERVICES_V4 is full (1 entries); raise --capacity-services"), "{text}");
+    assert!(text.contains("map SERVICES_V4 is full (1 entries); raise --services-max"), "{text}");
     assert_eq!(report.failed[0].0.to_string(), "Service default/other");
     let big = Spec::new("big", "10.96.0.12").endpoints(&[("10.244.1.6", "here"), ("10.244.1.7", "here")]);
     let text = bench.set(&big).failed[0].1.error.to_string();
-    assert_eq!(text, "add to default/big:http/TCP: map BACKENDS_V4 is full (4 entries); raise --capacity-backends");
+    assert_eq!(text, "add to default/big:http/TCP: map BACKENDS_V4 is full (4 entries); raise --backends-max");
     assert!(before.iter().all(|line| bench.dump().contains(line)));
     // There is room once the first is gone.
     bench.delete(&big);

@@ -1,0 +1,244 @@
+//! The reconciler over real BPF maps beside the same one over the fake: what the fake knows of maps, the kernel must
+//! confirm. The maps are made here, are not pinned and vanish with the test. Needs root; says so and does nothing
+//! otherwise.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use aya::maps::MapData;
+use aya_obj::{
+    EbpfSectionKind, Map,
+    generated::bpf_map_type::{self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE},
+    maps::{LegacyMap, PinningType, bpf_map_def},
+};
+use proxy_agent::{
+    dataplane::{Capacity, Dataplane, FakeMaps, KernelMaps},
+    desired::{Facts, ServiceDesired, build_desired},
+    model::{
+        Endpoint, EndpointSlice, Family, NodeFacts, Protocol, Service, ServiceName, ServicePort, SlicePort,
+        TrafficPolicy,
+    },
+    reconcile::{Dump, NodeAddress, Options, Reconciler},
+};
+use proxy_common::{
+    abi::{
+        AddressInfo, Backend, EndpointSet, Iface, IfaceRole, PortName, RingSlot, Service as ServiceValue, ServiceKey,
+        Switches, names,
+    },
+    net::{Ipv4, Ipv6, V4, V6},
+};
+
+const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+const SMALL: Capacity = Capacity {
+    addrs: 64,
+    services: 64,
+    sets: 600,
+    rings: 256,
+    backends: 128,
+    src_ranges: 16,
+    ifaces: 8,
+    port_names: 64,
+};
+
+fn create(name: &str, kind: bpf_map_type, key: usize, value: usize, entries: usize, flags: u32) -> MapData {
+    let def = bpf_map_def {
+        map_type: kind as u32,
+        key_size: key as u32,
+        value_size: value as u32,
+        max_entries: entries as u32,
+        map_flags: flags,
+        id: 0,
+        pinning: PinningType::None,
+    };
+    let map = LegacyMap {
+        def,
+        inner_def: None,
+        section_index: 0,
+        section_kind: EbpfSectionKind::Maps,
+        symbol_index: None,
+        data: Vec::new(),
+    };
+    MapData::create(Map::Legacy(map), name, None).unwrap()
+}
+
+fn create_by_name(name: &str, capacity: &Capacity) -> Option<MapData> {
+    let hash = |key, value, entries| create(name, BPF_MAP_TYPE_HASH, key, value, entries, 0);
+    let array = |value, entries, flags| create(name, BPF_MAP_TYPE_ARRAY, 4, value, entries, flags);
+    let trie =
+        |address: usize| create(name, BPF_MAP_TYPE_LPM_TRIE, 8 + address, 4, capacity.src_ranges, BPF_F_NO_PREALLOC);
+    let service = size_of::<ServiceValue>();
+    Some(match name {
+        names::ADDRS_V4 => hash(4, size_of::<AddressInfo>(), capacity.addrs),
+        names::ADDRS_V6 => hash(16, size_of::<AddressInfo>(), capacity.addrs),
+        names::SERVICES_V4 => hash(size_of::<ServiceKey<V4>>(), service, capacity.services),
+        names::SERVICES_V6 => hash(size_of::<ServiceKey<V6>>(), service, capacity.services),
+        names::BACKENDS_V4 => array(size_of::<Backend<V4>>(), capacity.backends, 0),
+        names::BACKENDS_V6 => array(size_of::<Backend<V6>>(), capacity.backends, 0),
+        names::SRC_RANGES_V4 => trie(4),
+        names::SRC_RANGES_V6 => trie(16),
+        names::SETS => array(size_of::<EndpointSet>(), capacity.sets, BPF_F_MMAPABLE),
+        names::RINGS => array(size_of::<RingSlot>(), capacity.rings, 0),
+        names::PORT_NAMES => hash(4, size_of::<PortName>(), capacity.port_names),
+        names::IFACES => hash(4, size_of::<Iface>(), capacity.ifaces),
+        names::SWITCHES => array(size_of::<Switches>(), 1, 0),
+        _ => return None,
+    })
+}
+
+/// The maps, and a second handle on SETS to look behind the memory mapping.
+fn kernel_maps(test: &str, capacity: &Capacity) -> Option<(KernelMaps, MapData)> {
+    if !nix::unistd::geteuid().is_root() {
+        println!("{test}: not run, needs root");
+        return None;
+    }
+    let mut sets_id = 0;
+    let maps = KernelMaps::from_maps(|name| {
+        let map = create_by_name(name, capacity)?;
+        if name == names::SETS {
+            sets_id = map.info().unwrap().id();
+        }
+        Some(map)
+    });
+    Some((maps.unwrap(), MapData::from_id(sets_id).unwrap()))
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn service(number: u8, endpoints: u8) -> ServiceDesired {
+    let name = ServiceName::new("default", format!("web-{number}"));
+    let service = Service {
+        name: name.clone(),
+        created: Some(1),
+        cluster_ips: vec![ip(&format!("10.96.0.{number}")), ip(&format!("fd00::{number}"))],
+        external_ips: Vec::new(),
+        load_balancer_ips: vec![ip(&format!("192.0.2.{number}")), ip(&format!("2001:db8::{number}"))],
+        source_ranges: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()],
+        ports: vec![ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: Some(30000 + u16::from(number)),
+        }],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Local,
+        affinity_timeout_s: None,
+        health_check_node_port: None,
+        traffic_distribution: None,
+        algorithm: None,
+    };
+    let slice = |family, prefix: &str| EndpointSlice {
+        name: "slice".into(),
+        service: name.clone(),
+        family,
+        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: (1..=endpoints)
+            .map(|last| Endpoint {
+                address: ip(&format!("{prefix}{last}")),
+                node: Some(if last % 2 == 0 { "here" } else { "there" }.into()),
+                zone: None,
+                zone_hints: Vec::new(),
+                node_hints: Vec::new(),
+                ready: true,
+                serving: true,
+                terminating: false,
+            })
+            .collect(),
+    };
+    let slices = [slice(Family::V4, &format!("10.244.{number}.")), slice(Family::V6, &format!("fd01:{number}::"))];
+    let node = NodeFacts { name: "here".into(), zone: None };
+    let facts = Facts { node: &node, is_direct: &|_| true, node_addresses: &[], external_ranges: &[] };
+    build_desired(&service, slices.iter(), &facts)
+}
+
+/// The same events for both; returns how many writes succeeded.
+fn events<D: Dataplane>(reconciler: &mut Reconciler<D>, now: Instant) -> usize {
+    let iface = Iface {
+        role: IfaceRole::Uplink,
+        mtu: 1500,
+        addr_v4: Ipv4 { octets: [172, 16, 0, 1] },
+        addr_v6: Ipv6 { octets: [0; 16] },
+    };
+    let mut applied =
+        reconciler.set_node_addresses(&[NodeAddress { ip: ip("172.16.0.1"), nodeport: true }], now).applied;
+    applied += reconciler.set_ifaces(BTreeMap::from([(2, iface)]), now).applied;
+    applied += reconciler.set_service_cidrs(vec!["10.96.0.0/12".parse().unwrap()], now).applied;
+    for (number, endpoints) in [(1, 4), (2, 0), (3, 2)] {
+        let desired = service(number, endpoints);
+        applied += reconciler.set_service(&desired.name.clone(), Some(desired), now).applied;
+    }
+    applied + reconciler.sources_synced(now).applied
+}
+
+fn changes<D: Dataplane>(reconciler: &mut Reconciler<D>, now: Instant) {
+    for (step, (number, endpoints)) in [(1, 3), (2, 1), (3, 0), (1, 5)].into_iter().enumerate() {
+        let desired = service(number, endpoints);
+        let now = now + Duration::from_secs(2 * step as u64);
+        assert!(reconciler.set_service(&desired.name.clone(), Some(desired), now).failed.is_empty());
+    }
+    reconciler.set_service(&ServiceName::new("default", "web-2"), None, now + Duration::from_secs(20));
+}
+
+#[test]
+fn the_kernel_holds_what_the_fake_holds() {
+    let Some((maps, sets)) = kernel_maps("the_kernel_holds_what_the_fake_holds", &SMALL) else { return };
+    assert_eq!(maps.capacity(), SMALL);
+    let now = Instant::now();
+    let mut kernel = Reconciler::new(maps, Options::default(), now).unwrap();
+    let mut fake = Reconciler::new(FakeMaps::with_capacity(SMALL), Options::default(), now).unwrap();
+    assert_eq!(events(&mut kernel, now), events(&mut fake, now));
+    assert_eq!(Dump::of(&kernel.dataplane().read_all().unwrap()), Dump::of(&fake.dataplane().actual));
+    changes(&mut kernel, now);
+    changes(&mut fake, now);
+    let actual = kernel.dataplane().read_all().unwrap();
+    assert_eq!(Dump::of(&actual), Dump::of(&fake.dataplane().actual));
+    assert_eq!(actual.v4, fake.dataplane().actual.v4);
+    assert_eq!(actual.v6, fake.dataplane().actual.v6);
+    // The stores through the mapping are what programs read.
+    let sets: aya::maps::Array<_, EndpointSet> = aya::maps::Map::Array(sets).try_into().unwrap();
+    for (index, set) in (0u32..).zip(&actual.sets) {
+        assert_eq!(sets.get(&index, 0).unwrap(), *set);
+    }
+    assert!(actual.sets.iter().any(|set| set.len > 0));
+}
+
+#[test]
+fn a_restart_over_kernel_maps_writes_nothing() {
+    let Some((maps, _)) = kernel_maps("a_restart_over_kernel_maps_writes_nothing", &SMALL) else { return };
+    let now = Instant::now();
+    let mut first = Reconciler::new(maps, Options::default(), now).unwrap();
+    assert!(events(&mut first, now) > 0);
+    let mut second = Reconciler::new(first.into_dataplane(), Options::default(), now).unwrap();
+    assert_eq!(events(&mut second, now), 0);
+}
+
+#[test]
+fn a_full_kernel_map_says_which() {
+    let little = Capacity { src_ranges: 2, ..SMALL };
+    let Some((maps, _)) = kernel_maps("a_full_kernel_map_says_which", &little) else { return };
+    let now = Instant::now();
+    let mut reconciler = Reconciler::new(maps, Options::default(), now).unwrap();
+    events(&mut reconciler, now);
+    let texts: Vec<String> = reconciler.status().failures.values().map(|it| it.error.to_string()).collect();
+    assert_eq!(texts.len(), 1, "two fit, the third does not: {texts:?}");
+    assert!(texts[0].contains("map SRC_RANGES_V4 is full (2 entries); raise --source-ranges-max"), "{texts:?}");
+    let dump = Dump::of(&reconciler.dataplane().read_all().unwrap()).to_string();
+    assert!(dump.contains("service 10.96.0.2:80/TCP") && !dump.contains("service 10.96.0.3:80/TCP"));
+}
+
+#[test]
+fn maps_of_default_size_are_read_quickly() {
+    let Some((maps, _)) = kernel_maps("maps_of_default_size_are_read_quickly", &Capacity::default()) else { return };
+    let start = Instant::now();
+    maps.read_all().unwrap();
+    println!("reading all maps of default size took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
