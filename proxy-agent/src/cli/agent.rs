@@ -1,0 +1,202 @@
+//! `weir agent`: flags, and what they mean together. Flags that kube-proxy has are named as there.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Args, builder::NonEmptyStringValueParser};
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+
+use super::PinRoot;
+use crate::{
+    agent::{self, AgentConfig, Source},
+    loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
+    node::{NodePortAddresses, Patterns, RoleRules},
+    sources::{kubernetes::KubernetesConfig, manifests::ManifestConfig},
+};
+
+/// kube-proxy has no default; this is kubeadm's.
+const SERVICE_RANGE: &str = "10.96.0.0/12";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Read Services, EndpointSlices and Nodes from the YAML files of a directory (or one file) instead of an API server
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "master"])]
+    manifests: Option<PathBuf>,
+    /// Kubeconfig of the API server; without it the pod's service account is used
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Address of the API server, in place of the one that the kubeconfig names
+    #[arg(long, value_name = "URL")]
+    master: Option<String>,
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = NonEmptyStringValueParser::new())]
+    hostname_override: Option<String>,
+
+    /// Where NodePorts are served: `primary` (the Node's own address per family) or CIDRs
+    #[arg(long, value_name = "CIDR,...", default_value = "primary")]
+    nodeport_addresses: NodePortAddresses,
+    /// Ranges of ClusterIPs: an address in them that no Service has is dropped. With --manifests also where ClusterIPs are
+    /// allocated [default with --manifests: 10.96.0.0/12]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    service_cluster_ip_range: Vec<IpNet>,
+    /// External and load balancer addresses are accepted from these ranges only [default: all]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    external_address_ranges: Vec<IpNet>,
+    /// Ports of the node's own addresses that no Service may take
+    #[arg(long, value_name = "PORT[-PORT],...", value_delimiter = ',', value_parser = port_range,
+          default_value = "22,2379-2380,6443,10249,10250,10256")]
+    protected_node_ports: Vec<(u16, u16)>,
+    /// Translate the source of all Service traffic, also that of pods of this node
+    #[arg(long)]
+    masquerade_all: bool,
+
+    /// Whose sockets are translated when they connect
+    #[arg(long, value_enum, default_value_t)]
+    connect_hooks: ConnectHooks,
+    /// Cgroup to attach to [default: the root of the cgroup2 hierarchy]
+    #[arg(long, value_name = "DIR")]
+    cgroup_root: Option<PathBuf>,
+    #[command(flatten)]
+    pins: PinRoot,
+    /// Before or behind the tc programs of others
+    #[arg(long, value_enum, default_value_t)]
+    tc_order: Order,
+    /// How tc programs are attached
+    #[arg(long, value_enum, default_value_t)]
+    tc_attach: TcBackend,
+    /// Interfaces that are left alone (names with * and ?)
+    #[arg(long, value_name = "NAME,...", default_value = "")]
+    exclude_interfaces: Patterns,
+    /// Interfaces that lead to pods, beside those that are recognised
+    #[arg(long, value_name = "NAME,...", default_value = "")]
+    pod_interfaces: Patterns,
+    /// Interfaces that lead out of the node, beside those that are recognised
+    #[arg(long, value_name = "NAME,...", default_value = "")]
+    uplink_interfaces: Patterns,
+
+    /// Changes are collected for at most this many milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 10)]
+    sync_delay: u64,
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// More messages; twice: even more
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Accepted for kube-proxy's sake; pods are told by their interface
+    #[arg(long, value_name = "CIDR", hide_short_help = true)]
+    cluster_cidr: Option<String>,
+    /// Accepted for kube-proxy's sake; there is one mode
+    #[arg(long, value_name = "MODE", hide_short_help = true)]
+    proxy_mode: Option<String>,
+    /// Accepted for kube-proxy's sake; pods are told by their interface
+    #[arg(long, value_name = "MODE", hide_short_help = true)]
+    detect_local_mode: Option<String>,
+
+    #[command(flatten)]
+    capacities: Capacities,
+}
+
+impl AgentArgs {
+    pub fn run(self) -> anyhow::Result<()> {
+        self.start_logging();
+        self.warn_of_ignored();
+        let config = self.config()?;
+        // Two threads: the sources' parsing never delays the main loop, and the agent stays small.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(agent::run(config)).context("agent")
+    }
+
+    fn config(self) -> anyhow::Result<AgentConfig> {
+        let node_name = match self.hostname_override {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        let source = match self.manifests {
+            Some(path) => {
+                let default = || vec![SERVICE_RANGE.parse().expect("invariant: the constant is a CIDR")];
+                let ranges = self.service_cluster_ip_range.clone();
+                Source::Manifests(ManifestConfig::new(path, if ranges.is_empty() { default() } else { ranges }))
+            }
+            None => Source::Kubernetes(KubernetesConfig { kubeconfig: self.kubeconfig, master: self.master }),
+        };
+        Ok(AgentConfig {
+            node_name: node_name.trim().to_lowercase(),
+            source,
+            node_ports: self.nodeport_addresses,
+            roles: RoleRules { exclude: self.exclude_interfaces, pod: self.pod_interfaces, uplink: self.uplink_interfaces },
+            service_cidrs: self.service_cluster_ip_range,
+            external_ranges: self.external_address_ranges,
+            protected_ports: self.protected_node_ports.into_iter().flat_map(|(first, last)| first..=last).collect(),
+            masquerade_all: self.masquerade_all,
+            connect_hooks: self.connect_hooks,
+            cgroup_root: self.cgroup_root,
+            pin_root: self.pins.pin_root,
+            placement: Placement { backend: self.tc_attach, order: self.tc_order },
+            capacities: self.capacities,
+            sync_delay: Duration::from_millis(self.sync_delay),
+        })
+    }
+
+    fn warn_of_ignored(&self) {
+        let ignored = [
+            ("--cluster-cidr", &self.cluster_cidr, "pods of this node are told by their interface"),
+            ("--detect-local-mode", &self.detect_local_mode, "pods of this node are told by their interface"),
+            ("--proxy-mode", &self.proxy_mode, "there is one mode"),
+        ];
+        for (flag, value, why) in ignored {
+            if let Some(value) = value {
+                tracing::warn!(flag, value, "the flag has no effect: {why}");
+            }
+        }
+    }
+
+    /// RUST_LOG, if set, decides instead of `-v`.
+    fn start_logging(&self) {
+        let default = match self.verbose {
+            0 => "info",
+            1 => "debug",
+            _ => "trace",
+        };
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        // A second start in one process (tests) keeps the first.
+        let _ = match self.log_format {
+            LogFormat::Text => subscriber.with_ansi(false).try_init(),
+            LogFormat::Json => subscriber.json().try_init(),
+        };
+    }
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("read the host name")?;
+    name.into_string().map_err(|name| anyhow::anyhow!("the host name is not UTF-8: {name:?}; give --hostname-override"))
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.trim().parse(), last.trim().parse()) {
+        (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
+        _ => Err(format!("expected a port or PORT-PORT, got {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!(port_range("22"), Ok((22, 22)));
+        assert_eq!(port_range("2379-2380"), Ok((2379, 2380)));
+        assert!(port_range("9-8").is_err() && port_range("x").is_err() && port_range("70000").is_err());
+    }
+}

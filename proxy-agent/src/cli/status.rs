@@ -1,0 +1,228 @@
+//! `weir status`: what is attached where, how full the maps are, what the counters say.
+
+use std::{collections::BTreeMap, os::fd::AsFd};
+
+use proxy_common::{
+    abi::{self, BackendState, EmptySet, EndpointSet, Iface, IfaceRole, Reason, names},
+    net::Address,
+};
+use serde::Serialize;
+
+use super::{
+    chains::{Chains, chains},
+    output::{Format, Row, print_json, table},
+    tables::{TableError, actual, info, per_cpu},
+};
+use crate::{
+    dataplane::Actual,
+    loader::{CGROUP_HOOKS, Pins, WriterLock, sys},
+    node::watch,
+};
+
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub pins: String,
+    pub abi_version: u32,
+    /// Some process holds the writer's lock.
+    pub agent_running: bool,
+    pub interfaces: Vec<InterfaceRow>,
+    pub connect_hooks: Vec<HookRow>,
+    pub maps: Vec<MapRow>,
+    pub counters: Vec<CounterRow>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct InterfaceRow {
+    pub index: u32,
+    pub name: String,
+    /// From IFACES; `null` for interfaces that Weir leaves alone.
+    pub role: Option<&'static str>,
+    pub mtu: u32,
+    pub addresses: Vec<String>,
+    /// Programs in the order in which they run, foreign ones included.
+    pub ingress: Vec<String>,
+    pub egress: Vec<String>,
+}
+
+impl Row for InterfaceRow {
+    const COLUMNS: &'static [&'static str] = &["IFINDEX", "INTERFACE", "ROLE", "MTU", "SOURCE ADDRESS", "INGRESS", "EGRESS"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.index.to_string(),
+            self.name.clone(),
+            self.role.unwrap_or("-").to_owned(),
+            self.mtu.to_string(),
+            list(&self.addresses),
+            list(&self.ingress),
+            list(&self.egress),
+        ]
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct HookRow {
+    pub program: &'static str,
+    pub attached: bool,
+    /// The cgroup's id, i.e. the inode number of its directory.
+    pub cgroup: Option<u64>,
+    pub program_id: Option<u32>,
+}
+
+impl Row for HookRow {
+    const COLUMNS: &'static [&'static str] = &["CONNECT HOOK", "PROGRAM", "CGROUP"];
+
+    fn cells(&self) -> Vec<String> {
+        let cell = |value: Option<String>| value.unwrap_or_else(|| "not attached".to_owned());
+        vec![
+            self.program.to_owned(),
+            cell(self.program_id.map(|id| id.to_string())),
+            cell(self.cgroup.map(|id| format!("id {id}"))),
+        ]
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct MapRow {
+    pub map: &'static str,
+    pub kind: String,
+    /// In use; `null` for maps that are not a table.
+    pub entries: Option<usize>,
+    pub capacity: u32,
+}
+
+impl Row for MapRow {
+    const COLUMNS: &'static [&'static str] = &["MAP", "TYPE", "ENTRIES", "CAPACITY"];
+
+    fn cells(&self) -> Vec<String> {
+        let entries = self.entries.map_or_else(|| "-".to_owned(), |entries| entries.to_string());
+        vec![self.map.to_owned(), self.kind.clone(), entries, self.capacity.to_string()]
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct CounterRow {
+    pub reason: &'static str,
+    pub count: u64,
+    pub text: &'static str,
+}
+
+impl Row for CounterRow {
+    const COLUMNS: &'static [&'static str] = &["COUNT", "REASON", "MEANING"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.count.to_string(), self.reason.to_owned(), self.text.to_owned()]
+    }
+}
+
+fn list(texts: &[String]) -> String {
+    if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
+}
+
+impl Status {
+    pub async fn read(pins: &Pins) -> anyhow::Result<Self> {
+        let actual = actual(pins)?;
+        Ok(Self {
+            pins: pins.dir().display().to_string(),
+            abi_version: abi::ABI_VERSION,
+            agent_running: WriterLock::try_acquire(pins.root())?.is_none(),
+            interfaces: interfaces(&actual).await?,
+            connect_hooks: CGROUP_HOOKS.iter().map(|hook| connect_hook(pins, hook.program)).collect(),
+            maps: names::PINNED.iter().map(|name| map(pins, &actual, name)).collect::<Result<_, _>>()?,
+            counters: counters(pins)?,
+        })
+    }
+
+    pub fn print(&self, format: Format) -> anyhow::Result<()> {
+        if format == Format::Json {
+            return print_json(self);
+        }
+        let agent = if self.agent_running { "running" } else { "not running (the dataplane works without it)" };
+        println!("pins: {}   map layout: {}   agent: {agent}\n", self.pins, self.abi_version);
+        println!("{}\n", table(&self.interfaces));
+        println!("{}\n", table(&self.connect_hooks));
+        println!("{}\n", table(&self.maps));
+        if self.counters.is_empty() {
+            println!("No packet was counted yet.");
+        } else {
+            println!("{}", table(&self.counters));
+        }
+        Ok(())
+    }
+}
+
+async fn interfaces(actual: &Actual) -> anyhow::Result<Vec<InterfaceRow>> {
+    let net = watch::snapshot().await?;
+    let mut found: BTreeMap<u32, Chains> = chains(net.links().map(|link| link.index)).await?;
+    let row = |link: &crate::node::Link| {
+        let Chains { ingress, egress } = found.remove(&link.index).unwrap_or_default();
+        let iface = actual.ifaces.get(&link.index);
+        InterfaceRow {
+            index: link.index,
+            name: link.name.clone(),
+            role: iface.map(|iface| role(iface.role)),
+            mtu: link.mtu,
+            addresses: iface.map(addresses).unwrap_or_default(),
+            ingress,
+            egress,
+        }
+    };
+    Ok(net.links().map(row).collect())
+}
+
+fn role(role: IfaceRole) -> &'static str {
+    match role {
+        IfaceRole::None => "none",
+        IfaceRole::Pod => "pod",
+        IfaceRole::Uplink => "uplink",
+        IfaceRole::Overlay => "overlay",
+    }
+}
+
+fn addresses(iface: &Iface) -> Vec<String> {
+    let v4 = (iface.addr_v4 != Address::ZERO).then(|| iface.addr_v4.to_string());
+    let v6 = (iface.addr_v6 != Address::ZERO).then(|| iface.addr_v6.to_string());
+    v4.into_iter().chain(v6).collect()
+}
+
+fn connect_hook(pins: &Pins, program: &'static str) -> HookRow {
+    let facts = sys::obj_get(&pins.link(program)).and_then(|link| sys::link_facts(link.as_fd())).ok();
+    let cgroup = facts.and_then(|facts| match facts.target {
+        sys::LinkTarget::Cgroup(id) if id != 0 => Some(id),
+        _ => None,
+    });
+    HookRow { program, attached: cgroup.is_some(), cgroup, program_id: facts.map(|facts| facts.program) }
+}
+
+fn map(pins: &Pins, actual: &Actual, name: &'static str) -> Result<MapRow, TableError> {
+    let (kind, capacity) = info(pins, name)?;
+    let empty = [EndpointSet::empty(EmptySet::Refuse), EndpointSet::empty(EmptySet::Drop)];
+    let serving = |state: BackendState| state == BackendState::Serving;
+    let entries = match name {
+        names::ADDRS_V4 => Some(actual.v4.addrs.len()),
+        names::ADDRS_V6 => Some(actual.v6.addrs.len()),
+        names::SERVICES_V4 => Some(actual.v4.services.len()),
+        names::SERVICES_V6 => Some(actual.v6.services.len()),
+        names::SETS => Some(actual.sets.iter().filter(|set| !empty.contains(set)).count()),
+        names::RINGS => Some(actual.sets.iter().map(|set| set.len as usize).sum()),
+        names::BACKENDS_V4 => Some(actual.v4.backends.iter().filter(|backend| serving(backend.state)).count()),
+        names::BACKENDS_V6 => Some(actual.v6.backends.iter().filter(|backend| serving(backend.state)).count()),
+        names::SRC_RANGES_V4 => Some(actual.v4.source_ranges.len()),
+        names::SRC_RANGES_V6 => Some(actual.v6.source_ranges.len()),
+        names::IFACES => Some(actual.ifaces.len()),
+        names::PORT_NAMES => Some(actual.port_names.len()),
+        names::SWITCHES | names::COUNTERS | names::VERDICT => None,
+        _ => Some(super::dump::count(pins, name)?),
+    };
+    Ok(MapRow { map: name, kind: format!("{kind:?}"), entries, capacity })
+}
+
+/// Counters that are not zero, summed over CPUs.
+fn counters(pins: &Pins) -> Result<Vec<CounterRow>, TableError> {
+    let sums = per_cpu::<u64>(pins, names::COUNTERS)?.into_iter().map(|values| values.iter().sum::<u64>());
+    let row = |(number, count): (u32, u64)| {
+        let reason = Reason::from_number(number)?;
+        (count > 0).then(|| CounterRow { reason: reason.name(), count, text: reason.text() })
+    };
+    Ok((0..).zip(sums).filter_map(row).collect())
+}
