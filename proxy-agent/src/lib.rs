@@ -1,5 +1,7 @@
 //! The user side of Weir as a library: sources -> model -> desired state -> diff -> apply.
 
+pub mod agent;
+pub mod cli;
 pub mod dataplane;
 pub mod desired;
 pub mod ingest;

@@ -1,6 +1,6 @@
 //! `weir agent`: flags, and what they mean together. Flags that kube-proxy has are named as there.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, builder::NonEmptyStringValueParser};
@@ -53,7 +53,7 @@ pub struct AgentArgs {
     /// Ports of the node's own addresses that no Service may take
     #[arg(long, value_name = "PORT[-PORT],...", value_delimiter = ',', value_parser = port_range,
           default_value = "22,2379-2380,6443,10249,10250,10256")]
-    protected_node_ports: Vec<(u16, u16)>,
+    protected_node_ports: Vec<RangeInclusive<u16>>,
     /// Translate the source of all Service traffic, also that of pods of this node
     #[arg(long)]
     masquerade_all: bool,
@@ -87,7 +87,7 @@ pub struct AgentArgs {
     sync_delay: u64,
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
-    /// More messages; twice: even more
+    /// More messages; twice: every write to a map; three times: those of libraries, too
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 
@@ -132,10 +132,14 @@ impl AgentArgs {
             node_name: node_name.trim().to_lowercase(),
             source,
             node_ports: self.nodeport_addresses,
-            roles: RoleRules { exclude: self.exclude_interfaces, pod: self.pod_interfaces, uplink: self.uplink_interfaces },
+            roles: RoleRules {
+                exclude: self.exclude_interfaces,
+                pod: self.pod_interfaces,
+                uplink: self.uplink_interfaces,
+            },
             service_cidrs: self.service_cluster_ip_range,
             external_ranges: self.external_address_ranges,
-            protected_ports: self.protected_node_ports.into_iter().flat_map(|(first, last)| first..=last).collect(),
+            protected_ports: self.protected_node_ports,
             masquerade_all: self.masquerade_all,
             connect_hooks: self.connect_hooks,
             cgroup_root: self.cgroup_root,
@@ -163,11 +167,13 @@ impl AgentArgs {
     fn start_logging(&self) {
         let default = match self.verbose {
             0 => "info",
-            1 => "debug",
+            1 => "info,proxy_agent=debug",
+            2 => "info,proxy_agent=trace",
             _ => "trace",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        let subscriber =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A second start in one process (tests) keeps the first.
         let _ = match self.log_format {
             LogFormat::Text => subscriber.with_ansi(false).try_init(),
@@ -181,10 +187,10 @@ fn host_name() -> anyhow::Result<String> {
     name.into_string().map_err(|name| anyhow::anyhow!("the host name is not UTF-8: {name:?}; give --hostname-override"))
 }
 
-fn port_range(text: &str) -> Result<(u16, u16), String> {
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     match (first.trim().parse(), last.trim().parse()) {
-        (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
+        (Ok(first), Ok(last)) if first <= last => Ok(first..=last),
         _ => Err(format!("expected a port or PORT-PORT, got {text:?}")),
     }
 }
@@ -195,8 +201,8 @@ mod tests {
 
     #[test]
     fn port_ranges() {
-        assert_eq!(port_range("22"), Ok((22, 22)));
-        assert_eq!(port_range("2379-2380"), Ok((2379, 2380)));
+        assert_eq!(port_range("22"), Ok(22..=22));
+        assert_eq!(port_range("2379-2380"), Ok(2379..=2380));
         assert!(port_range("9-8").is_err() && port_range("x").is_err() && port_range("70000").is_err());
     }
 }

@@ -11,13 +11,13 @@ use rtnetlink::Handle;
 use crate::loader::{TC_HOOKS, sys};
 
 #[derive(Clone, Debug, Default)]
-pub struct Chains {
-    pub ingress: Vec<String>,
-    pub egress: Vec<String>,
+pub(super) struct Chains {
+    pub(super) ingress: Vec<String>,
+    pub(super) egress: Vec<String>,
 }
 
 /// The chains of these interfaces of the own network namespace.
-pub async fn chains(indexes: impl Iterator<Item = u32>) -> anyhow::Result<BTreeMap<u32, Chains>> {
+pub(super) async fn chains(indexes: impl Iterator<Item = u32>) -> anyhow::Result<BTreeMap<u32, Chains>> {
     let names: BTreeMap<u32, String> = loaded_programs()
         .filter_map(Result::ok)
         .map(|info| (info.id(), info.name_as_str().unwrap_or_default().to_owned()))

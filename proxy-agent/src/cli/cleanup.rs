@@ -8,13 +8,13 @@ use super::{flows, tables};
 use crate::loader::{self, WriterLock};
 
 #[derive(Clone, Debug, clap::Args)]
-pub struct CleanupArgs {
+pub(super) struct CleanupArgs {
     /// Also while an agent is running, and also if live flows are cut.
     #[arg(long)]
     force: bool,
 }
 
-pub fn run(pin_root: &Path, args: &CleanupArgs) -> anyhow::Result<()> {
+pub(super) fn run(pin_root: &Path, args: &CleanupArgs) -> anyhow::Result<()> {
     if !pin_root.exists() {
         println!("nothing to remove: {} does not exist", pin_root.display());
         return Ok(());

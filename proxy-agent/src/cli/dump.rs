@@ -8,8 +8,8 @@ use aya::{
 };
 use proxy_common::{
     abi::{
-        AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, Iface, PortName, Reason, RingSlot,
-        Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches, VerdictRecord, names,
+        AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, Iface, PortName, Reason,
+        RingSlot, Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches, VerdictRecord, names,
     },
     net::{Ipv4, Ipv6, V4, V6},
 };
@@ -23,9 +23,9 @@ use crate::loader::Pins;
 
 /// Keys and values as the names and values of their fields.
 #[derive(Debug, Serialize)]
-pub struct Entry {
-    pub key: String,
-    pub value: String,
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) value: String,
 }
 
 impl Row for Entry {
@@ -37,7 +37,7 @@ impl Row for Entry {
 }
 
 /// All entries of one map. Elements of arrays that were never written are left out.
-pub fn dump(pins: &Pins, map: &str) -> Result<Vec<Entry>, TableError> {
+pub(super) fn dump(pins: &Pins, map: &str) -> Result<Vec<Entry>, TableError> {
     match map {
         names::ADDRS_V4 => hash::<Ipv4, AddressInfo>(pins, map),
         names::ADDRS_V6 => hash::<Ipv6, AddressInfo>(pins, map),
@@ -66,7 +66,7 @@ pub fn dump(pins: &Pins, map: &str) -> Result<Vec<Entry>, TableError> {
 }
 
 /// How many entries a hash map holds.
-pub fn count(pins: &Pins, map: &str) -> Result<usize, TableError> {
+pub(super) fn count(pins: &Pins, map: &str) -> Result<usize, TableError> {
     match map {
         names::CONNTRACK_V4 => Ok(entries::<FlowKey<V4>, Flow<V4>>(pins, map)?.len()),
         names::CONNTRACK_V6 => Ok(entries::<FlowKey<V6>, Flow<V6>>(pins, map)?.len()),
@@ -122,6 +122,7 @@ fn counters(pins: &Pins) -> Result<Vec<Entry>, TableError> {
 }
 
 fn verdicts(values: Vec<Vec<VerdictRecord>>) -> Vec<Entry> {
-    let entry = |(cpu, record): (usize, VerdictRecord)| Entry { key: format!("CPU {cpu}"), value: format!("{record:?}") };
+    let entry =
+        |(cpu, record): (usize, VerdictRecord)| Entry { key: format!("CPU {cpu}"), value: format!("{record:?}") };
     values.into_iter().flatten().enumerate().map(entry).collect()
 }

@@ -18,20 +18,20 @@ use crate::{dataplane::MapFamily, loader::Pins};
 
 /// An entry of CONNTRACK. A flow has two or three; the forward one tells everything.
 #[derive(Debug, Serialize)]
-pub struct FlowRow {
-    pub kind: &'static str,
-    pub protocol: String,
+pub(super) struct FlowRow {
+    pub(super) kind: &'static str,
+    pub(super) protocol: String,
     /// The packet's tuple at the hook.
-    pub from: String,
-    pub to: String,
-    pub frontend: String,
-    pub backend: String,
+    pub(super) from: String,
+    pub(super) to: String,
+    pub(super) frontend: String,
+    pub(super) backend: String,
     /// What the backend sees; the client's own address if there is no SNAT.
-    pub source: Option<String>,
-    pub state: &'static str,
-    pub flags: Vec<&'static str>,
-    pub service: String,
-    pub idle_s: u32,
+    pub(super) source: Option<String>,
+    pub(super) state: &'static str,
+    pub(super) flags: Vec<&'static str>,
+    pub(super) service: String,
+    pub(super) idle_s: u32,
     #[serde(skip)]
     addresses: [IpAddr; 5],
 }
@@ -58,13 +58,13 @@ impl Row for FlowRow {
 
 /// An entry of SNAT: a reply to one of our source ports -> the client.
 #[derive(Debug, Serialize)]
-pub struct SnatRow {
-    pub protocol: String,
-    pub backend: String,
-    pub source: String,
-    pub client: String,
-    pub state: &'static str,
-    pub idle_s: u32,
+pub(super) struct SnatRow {
+    pub(super) protocol: String,
+    pub(super) backend: String,
+    pub(super) source: String,
+    pub(super) client: String,
+    pub(super) state: &'static str,
+    pub(super) idle_s: u32,
     #[serde(skip)]
     addresses: [IpAddr; 3],
 }
@@ -86,13 +86,13 @@ impl Row for SnatRow {
 
 /// Which entries are wanted. Without addresses: all.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct FlowFilter {
+pub(super) struct FlowFilter {
     /// Only flows in which one of these addresses or CIDRs takes part.
     #[arg(value_name = "ADDRESS", value_parser = network)]
-    pub addresses: Vec<IpNet>,
+    pub(super) addresses: Vec<IpNet>,
     /// Also the entries for replies and for source translation.
     #[arg(long)]
-    pub all: bool,
+    pub(super) all: bool,
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
@@ -102,12 +102,13 @@ fn network(text: &str) -> Result<IpNet, String> {
 
 impl FlowFilter {
     fn admits(&self, addresses: &[IpAddr]) -> bool {
-        self.addresses.is_empty() || addresses.iter().any(|address| self.addresses.iter().any(|net| net.contains(address)))
+        self.addresses.is_empty()
+            || addresses.iter().any(|address| self.addresses.iter().any(|net| net.contains(address)))
     }
 }
 
 /// Entries of CONNTRACK, least idle first.
-pub fn flows(pins: &Pins, filter: &FlowFilter) -> Result<Vec<FlowRow>, TableError> {
+pub(super) fn flows(pins: &Pins, filter: &FlowFilter) -> Result<Vec<FlowRow>, TableError> {
     let names = PortNames::read(pins)?;
     let mut rows = flows_of::<V4>(pins, names::CONNTRACK_V4, &names)?;
     rows.extend(flows_of::<V6>(pins, names::CONNTRACK_V6, &names)?);
@@ -117,7 +118,7 @@ pub fn flows(pins: &Pins, filter: &FlowFilter) -> Result<Vec<FlowRow>, TableErro
 }
 
 /// Entries of SNAT, least idle first.
-pub fn snat(pins: &Pins, filter: &FlowFilter) -> Result<Vec<SnatRow>, TableError> {
+pub(super) fn snat(pins: &Pins, filter: &FlowFilter) -> Result<Vec<SnatRow>, TableError> {
     let mut rows = snat_of::<V4>(pins, names::SNAT_V4)?;
     rows.extend(snat_of::<V6>(pins, names::SNAT_V6)?);
     rows.retain(|row| filter.admits(&row.addresses));
@@ -127,7 +128,7 @@ pub fn snat(pins: &Pins, filter: &FlowFilter) -> Result<Vec<SnatRow>, TableError
 
 /// Flows that a removal of the programs would cut: tracked, not closed, and seen within the time after which conntrack
 /// implementations forget an idle flow of that protocol.
-pub fn alive(pins: &Pins) -> Result<usize, TableError> {
+pub(super) fn alive(pins: &Pins) -> Result<usize, TableError> {
     /// net.netfilter.nf_conntrack_tcp_timeout_established is five days; a day is generous enough for a warning.
     const TCP_IDLE_S: u32 = 86_400;
     const UDP_IDLE_S: u32 = 120;

@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use proxy_common::abi::{ABI_VERSION, names};
 
 pub use agent::AgentArgs;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use output::{Format, print_json, print_rows};
 use tables::TableError;
 
@@ -111,6 +112,9 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 pub fn run(cli: Cli) -> anyhow::Result<()> {
+    if !matches!(cli.command, Command::Agent(_)) {
+        end_with_the_reader();
+    }
     match cli.command {
         Command::Agent(args) => args.run(),
         Command::Services(inspect) => {
@@ -136,6 +140,14 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cleanup { pins, args } => cleanup::run(&pins.pin_root, &args),
         Command::Version { output } => version(output),
     }
+}
+
+/// `weir ... | head`: end quietly when nobody reads on, as other commands do. Rust ignores SIGPIPE by default.
+fn end_with_the_reader() {
+    // SAFETY: the default action runs no code of this process.
+    let result = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    // Fails for wrong signal numbers only.
+    debug_assert!(result.is_ok());
 }
 
 impl Inspect {

@@ -4,20 +4,20 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     #[default]
     Table,
     Json,
 }
 
 /// One line of a table, and one element of the JSON array.
-pub trait Row: Serialize {
+pub(super) trait Row: Serialize {
     const COLUMNS: &'static [&'static str];
     fn cells(&self) -> Vec<String>;
 }
 
 /// Prints `rows`; `when_empty` in place of a table without lines.
-pub fn print_rows<R: Row>(rows: &[R], format: Format, when_empty: &str) -> anyhow::Result<()> {
+pub(super) fn print_rows<R: Row>(rows: &[R], format: Format, when_empty: &str) -> anyhow::Result<()> {
     match format {
         Format::Json => print_json(&rows),
         Format::Table if rows.is_empty() => {
@@ -31,15 +31,15 @@ pub fn print_rows<R: Row>(rows: &[R], format: Format, when_empty: &str) -> anyho
     }
 }
 
-pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
 /// Without borders, so that lines can be cut and compared by other tools.
-pub fn table<R: Row>(rows: &[R]) -> String {
+pub(super) fn table<R: Row>(rows: &[R]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(R::COLUMNS.iter().copied());
+    table.load_style(presets::NOTHING).set_header(R::COLUMNS.iter().copied());
     for row in rows {
         table.add_row(row.cells());
     }
@@ -65,6 +65,9 @@ mod tests {
 
     #[test]
     fn aligned_and_without_borders() {
-        assert_eq!(table(&[Pair("one", 1), Pair("twenty-two", 22)]), "NAME        COUNT\none         1\ntwenty-two  22");
+        assert_eq!(
+            table(&[Pair("one", 1), Pair("twenty-two", 22)]),
+            "NAME        COUNT\none         1\ntwenty-two  22"
+        );
     }
 }

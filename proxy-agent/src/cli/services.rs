@@ -20,30 +20,30 @@ use crate::{
 
 /// One frontend.
 #[derive(Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FrontendRow {
-    pub service: String,
-    pub kind: &'static str,
+pub(super) struct FrontendRow {
+    pub(super) service: String,
+    pub(super) kind: &'static str,
     /// `null` for NodePorts, which are served on several addresses.
-    pub address: Option<String>,
-    pub port: u16,
-    pub protocol: String,
+    pub(super) address: Option<String>,
+    pub(super) port: u16,
+    pub(super) protocol: String,
     /// For clients on this node.
-    pub internal: SetRow,
+    pub(super) internal: SetRow,
     /// For all other clients.
-    pub external: SetRow,
+    pub(super) external: SetRow,
     /// Session affinity timeout; 0 = none.
-    pub affinity_s: u32,
+    pub(super) affinity_s: u32,
     /// Load balancer source ranges; clients outside of them are dropped.
-    pub source_ranges: Option<Vec<String>>,
+    pub(super) source_ranges: Option<Vec<String>>,
 }
 
 #[derive(Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SetRow {
-    pub policy: &'static str,
-    pub endpoints: Vec<String>,
+pub(super) struct SetRow {
+    pub(super) policy: &'static str,
+    pub(super) endpoints: Vec<String>,
     /// What a client meets if there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verdict: Option<&'static str>,
+    pub(super) verdict: Option<&'static str>,
 }
 
 /// How many endpoints a table cell shows.
@@ -82,7 +82,7 @@ impl Row for FrontendRow {
 }
 
 /// All frontends, by Service, kind and address.
-pub fn frontends(pins: &Pins) -> Result<Vec<FrontendRow>, TableError> {
+pub(super) fn frontends(pins: &Pins) -> Result<Vec<FrontendRow>, TableError> {
     let (actual, names) = (actual(pins)?, PortNames::read(pins)?);
     let mut rows: Vec<_> = frontends_of::<V4>(&actual, &names);
     rows.extend(frontends_of::<V6>(&actual, &names));
@@ -95,12 +95,7 @@ fn frontends_of<F: MapFamily>(actual: &Actual, names: &PortNames) -> Vec<Fronten
     services.iter().map(|(key, service)| frontend::<F>(actual, names, key, service)).collect()
 }
 
-fn frontend<F: MapFamily>(
-    actual: &Actual,
-    names: &PortNames,
-    key: &ServiceKey<F>,
-    service: &Service,
-) -> FrontendRow {
+fn frontend<F: MapFamily>(actual: &Actual, names: &PortNames, key: &ServiceKey<F>, service: &Service) -> FrontendRow {
     let ranges = F::tables(actual).source_ranges.iter().filter(|range| range.key.service == service.id);
     let ranges = ranges.map(|range| format!("{}/{}", range.key.client, range.prefix_len)).collect();
     FrontendRow {
@@ -141,21 +136,22 @@ fn set<F: MapFamily>(actual: &Actual, index: u32, local: bool) -> SetRow {
 
 /// One endpoint of one service-port.
 #[derive(Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BackendRow {
-    pub service: String,
-    pub address: String,
-    pub id: u32,
-    pub generation: u32,
+pub(super) struct BackendRow {
+    pub(super) service: String,
+    pub(super) address: String,
+    pub(super) id: u32,
+    pub(super) generation: u32,
     /// Its node is this one.
-    pub local: bool,
+    pub(super) local: bool,
     /// Its replies pass this node's programs, so the client's address is kept.
-    pub direct: bool,
+    pub(super) direct: bool,
     /// Sets that it is in; none for an endpoint that serves known flows only.
-    pub sets: Vec<&'static str>,
+    pub(super) sets: Vec<&'static str>,
 }
 
 impl Row for BackendRow {
-    const COLUMNS: &'static [&'static str] = &["SERVICE", "BACKEND", "ID", "GENERATION", "NODE", "CLIENT ADDRESS", "SETS"];
+    const COLUMNS: &'static [&'static str] =
+        &["SERVICE", "BACKEND", "ID", "GENERATION", "NODE", "CLIENT ADDRESS", "SETS"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -171,7 +167,7 @@ impl Row for BackendRow {
 }
 
 /// All serving endpoints, by Service and address.
-pub fn backends(pins: &Pins) -> Result<Vec<BackendRow>, TableError> {
+pub(super) fn backends(pins: &Pins) -> Result<Vec<BackendRow>, TableError> {
     let (actual, names) = (actual(pins)?, PortNames::read(pins)?);
     let mut rows = backends_of::<V4>(&actual, &names);
     rows.extend(backends_of::<V6>(&actual, &names));

@@ -20,32 +20,33 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
-pub struct Status {
-    pub pins: String,
-    pub abi_version: u32,
+pub(super) struct Status {
+    pub(super) pins: String,
+    pub(super) abi_version: u32,
     /// Some process holds the writer's lock.
-    pub agent_running: bool,
-    pub interfaces: Vec<InterfaceRow>,
-    pub connect_hooks: Vec<HookRow>,
-    pub maps: Vec<MapRow>,
-    pub counters: Vec<CounterRow>,
+    pub(super) agent_running: bool,
+    pub(super) interfaces: Vec<InterfaceRow>,
+    pub(super) connect_hooks: Vec<HookRow>,
+    pub(super) maps: Vec<MapRow>,
+    pub(super) counters: Vec<CounterRow>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct InterfaceRow {
-    pub index: u32,
-    pub name: String,
+pub(super) struct InterfaceRow {
+    pub(super) index: u32,
+    pub(super) name: String,
     /// From IFACES; `null` for interfaces that Weir leaves alone.
-    pub role: Option<&'static str>,
-    pub mtu: u32,
-    pub addresses: Vec<String>,
+    pub(super) role: Option<&'static str>,
+    pub(super) mtu: u32,
+    pub(super) addresses: Vec<String>,
     /// Programs in the order in which they run, foreign ones included.
-    pub ingress: Vec<String>,
-    pub egress: Vec<String>,
+    pub(super) ingress: Vec<String>,
+    pub(super) egress: Vec<String>,
 }
 
 impl Row for InterfaceRow {
-    const COLUMNS: &'static [&'static str] = &["IFINDEX", "INTERFACE", "ROLE", "MTU", "SOURCE ADDRESS", "INGRESS", "EGRESS"];
+    const COLUMNS: &'static [&'static str] =
+        &["IFINDEX", "INTERFACE", "ROLE", "MTU", "SOURCE ADDRESS", "INGRESS", "EGRESS"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -61,12 +62,12 @@ impl Row for InterfaceRow {
 }
 
 #[derive(Debug, Serialize)]
-pub struct HookRow {
-    pub program: &'static str,
-    pub attached: bool,
+pub(super) struct HookRow {
+    pub(super) program: &'static str,
+    pub(super) attached: bool,
     /// The cgroup's id, i.e. the inode number of its directory.
-    pub cgroup: Option<u64>,
-    pub program_id: Option<u32>,
+    pub(super) cgroup: Option<u64>,
+    pub(super) program_id: Option<u32>,
 }
 
 impl Row for HookRow {
@@ -83,12 +84,12 @@ impl Row for HookRow {
 }
 
 #[derive(Debug, Serialize)]
-pub struct MapRow {
-    pub map: &'static str,
-    pub kind: String,
+pub(super) struct MapRow {
+    pub(super) map: &'static str,
+    pub(super) kind: String,
     /// In use; `null` for maps that are not a table.
-    pub entries: Option<usize>,
-    pub capacity: u32,
+    pub(super) entries: Option<usize>,
+    pub(super) capacity: u32,
 }
 
 impl Row for MapRow {
@@ -101,10 +102,10 @@ impl Row for MapRow {
 }
 
 #[derive(Debug, Serialize)]
-pub struct CounterRow {
-    pub reason: &'static str,
-    pub count: u64,
-    pub text: &'static str,
+pub(super) struct CounterRow {
+    pub(super) reason: &'static str,
+    pub(super) count: u64,
+    pub(super) text: &'static str,
 }
 
 impl Row for CounterRow {
@@ -120,7 +121,7 @@ fn list(texts: &[String]) -> String {
 }
 
 impl Status {
-    pub async fn read(pins: &Pins) -> anyhow::Result<Self> {
+    pub(super) async fn read(pins: &Pins) -> anyhow::Result<Self> {
         let actual = actual(pins)?;
         Ok(Self {
             pins: pins.dir().display().to_string(),
@@ -133,7 +134,7 @@ impl Status {
         })
     }
 
-    pub fn print(&self, format: Format) -> anyhow::Result<()> {
+    pub(super) fn print(&self, format: Format) -> anyhow::Result<()> {
         if format == Format::Json {
             return print_json(self);
         }

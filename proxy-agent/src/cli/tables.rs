@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[derive(Debug, thiserror::Error)]
-pub enum TableError {
+pub(super) enum TableError {
     /// The exit code is its own.
     #[error("nothing is loaded: no maps are pinned at {0} (another directory is named by --pin-root)")]
     NothingLoaded(String),
@@ -27,7 +27,7 @@ pub enum TableError {
 }
 
 /// The pins below `root`, if anything is pinned there.
-pub fn pins(root: &Path) -> Result<Pins, TableError> {
+pub(super) fn pins(root: &Path) -> Result<Pins, TableError> {
     let pins = Pins::new(root);
     if pins.map(names::SETS).exists() {
         return Ok(pins);
@@ -36,7 +36,7 @@ pub fn pins(root: &Path) -> Result<Pins, TableError> {
 }
 
 /// Everything that the agent writes.
-pub fn actual(pins: &Pins) -> Result<Actual, TableError> {
+pub(super) fn actual(pins: &Pins) -> Result<Actual, TableError> {
     Ok(KernelMaps::from_pins(pins.dir())?.read_all()?)
 }
 
@@ -44,13 +44,13 @@ fn failed(map: &str) -> impl Fn(MapError) -> TableError {
     move |error| TableError::Read { map: map.to_owned(), error }
 }
 
-pub fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, map: &str) -> Result<M, TableError> {
+pub(super) fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, map: &str) -> Result<M, TableError> {
     let data = MapData::from_pin(pins.map(map)).map_err(failed(map))?;
     Map::from_map_data(data).and_then(M::try_from).map_err(failed(map))
 }
 
 /// All entries of a hash map. Entries that go while it is read are left out.
-pub fn entries<K: Pod, V: Pod>(pins: &Pins, map: &str) -> Result<Vec<(K, V)>, TableError> {
+pub(super) fn entries<K: Pod, V: Pod>(pins: &Pins, map: &str) -> Result<Vec<(K, V)>, TableError> {
     let table: HashMap<MapData, K, V> = open(pins, map)?;
     let mut found = Vec::new();
     for entry in table.iter() {
@@ -64,35 +64,35 @@ pub fn entries<K: Pod, V: Pod>(pins: &Pins, map: &str) -> Result<Vec<(K, V)>, Ta
 }
 
 /// All elements of an array.
-pub fn elements<V: Pod>(pins: &Pins, map: &str) -> Result<Vec<V>, TableError> {
+pub(super) fn elements<V: Pod>(pins: &Pins, map: &str) -> Result<Vec<V>, TableError> {
     let array: Array<MapData, V> = open(pins, map)?;
     array.iter().collect::<Result<_, _>>().map_err(failed(map))
 }
 
 /// All elements of a per-CPU array: for each index, the value of every CPU.
-pub fn per_cpu<V: Pod>(pins: &Pins, map: &str) -> Result<Vec<Vec<V>>, TableError> {
+pub(super) fn per_cpu<V: Pod>(pins: &Pins, map: &str) -> Result<Vec<Vec<V>>, TableError> {
     let array: PerCpuArray<MapData, V> = open(pins, map)?;
     array.iter().map(|values| values.map(|values| values.to_vec())).collect::<Result<_, _>>().map_err(failed(map))
 }
 
 /// Type and capacity of a pinned map.
-pub fn info(pins: &Pins, map: &str) -> Result<(MapType, u32), TableError> {
+pub(super) fn info(pins: &Pins, map: &str) -> Result<(MapType, u32), TableError> {
     let info = MapInfo::from_pin(pins.map(map)).map_err(failed(map))?;
     Ok((info.map_type().map_err(failed(map))?, info.max_entries()))
 }
 
 /// Service-port id -> `namespace/name:port/PROTOCOL`.
 #[derive(Debug, Default)]
-pub struct PortNames(BTreeMap<u32, String>);
+pub(super) struct PortNames(BTreeMap<u32, String>);
 
 impl PortNames {
-    pub fn read(pins: &Pins) -> Result<Self, TableError> {
+    pub(super) fn read(pins: &Pins) -> Result<Self, TableError> {
         let names = entries::<u32, PortName>(pins, names::PORT_NAMES)?;
         Ok(Self(names.into_iter().map(|(id, name)| (id, text(&name))).collect()))
     }
 
     /// The id itself for a service-port that is gone.
-    pub fn get(&self, id: u32) -> String {
+    pub(super) fn get(&self, id: u32) -> String {
         self.0.get(&id).cloned().unwrap_or_else(|| format!("#{id} (gone)"))
     }
 }
@@ -103,11 +103,11 @@ fn text(name: &PortName) -> String {
 }
 
 /// Protocol number of an IP header, in letters.
-pub fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     crate::model::Protocol::from_number(number).map_or_else(|| number.to_string(), |protocol| protocol.to_string())
 }
 
 /// `address:port`, with brackets around an IPv6 address.
-pub fn socket(address: impl Into<std::net::IpAddr>, port: u16) -> String {
+pub(super) fn socket(address: impl Into<std::net::IpAddr>, port: u16) -> String {
     std::net::SocketAddr::new(address.into(), port).to_string()
 }

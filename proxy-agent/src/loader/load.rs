@@ -39,10 +39,12 @@ pub struct Loaded {
 /// What is fixed at load. The seed is a digest of the node's name: selection stays the same over restarts, and differs
 /// between nodes.
 pub fn config_for(node: &str, netns_cookie: u64, connect: ConnectHooks, masquerade_all: bool) -> Config {
-    let mut flags = abi::CONFIG_IPV4 | abi::CONFIG_IPV6 | abi::CONFIG_CONNECT_HOST;
-    if connect == ConnectHooks::All {
-        flags |= abi::CONFIG_CONNECT_PODS;
-    }
+    let mut flags = abi::CONFIG_IPV4 | abi::CONFIG_IPV6;
+    flags |= match connect {
+        ConnectHooks::All => abi::CONFIG_CONNECT_HOST | abi::CONFIG_CONNECT_PODS,
+        ConnectHooks::Host => abi::CONFIG_CONNECT_HOST,
+        ConnectHooks::Off => 0,
+    };
     if masquerade_all {
         flags |= abi::CONFIG_MASQUERADE_ALL;
     }

@@ -1,0 +1,81 @@
+//! Which interfaces and cgroup carry the programs, as the node changes. Owned by the main loop.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    loader::{Attacher, ConnectHooks, LoaderError},
+    node::NodeView,
+};
+
+/// How long after a failed attachment the next attempt is made.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Attachment {
+    attacher: Attacher,
+    connect_hooks: ConnectHooks,
+    cgroup: PathBuf,
+    /// Tables were made anew: programs of an earlier agent, if any, work on the old ones until the new ones are filled.
+    waits_for_sync: bool,
+    started: bool,
+    retry_at: Option<Instant>,
+    /// The last errors, so that each is logged once.
+    known: Vec<String>,
+}
+
+impl Attachment {
+    pub(super) fn new(attacher: Attacher, connect_hooks: ConnectHooks, cgroup: PathBuf, waits_for_sync: bool) -> Self {
+        Self { attacher, connect_hooks, cgroup, waits_for_sync, started: false, retry_at: None, known: Vec::new() }
+    }
+
+    /// The tables are filled.
+    pub(super) fn tables_ready(&mut self) {
+        self.waits_for_sync = false;
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Attaches to what is new and forgets what is gone. Never fails as a whole.
+    pub(super) fn update(&mut self, view: &NodeView, now: Instant) {
+        if self.waits_for_sync {
+            return;
+        }
+        let name = |index: u32| view.net().link(index).map(|link| link.name.clone()).unwrap_or_default();
+        let wanted: BTreeMap<u32, String> = view.roles().keys().map(|index| (*index, name(*index))).collect();
+        let mut errors = self.attacher.sync_interfaces(&wanted);
+        if !self.started {
+            match self.start(&wanted) {
+                Ok(()) => self.started = true,
+                Err(error) => errors.push(error),
+            }
+        }
+        self.retry_at = (!errors.is_empty()).then(|| now + RETRY);
+        self.log(errors);
+    }
+
+    /// Once: the cgroup, and what an earlier agent left on interfaces that are not wanted.
+    fn start(&mut self, wanted: &BTreeMap<u32, String>) -> Result<(), LoaderError> {
+        self.attacher.remove_other_interfaces(wanted)?;
+        match self.connect_hooks {
+            ConnectHooks::Off => self.attacher.detach_cgroup(),
+            ConnectHooks::All | ConnectHooks::Host => {
+                self.attacher.attach_cgroup(&self.cgroup)?;
+                tracing::info!(cgroup = %self.cgroup.display(), hooks = ?self.connect_hooks, "connect hooks attached");
+                Ok(())
+            }
+        }
+    }
+
+    fn log(&mut self, errors: Vec<LoaderError>) {
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        for text in texts.iter().filter(|text| !self.known.contains(text)) {
+            tracing::error!("{text}; tried again every {} s", RETRY.as_secs());
+        }
+        self.known = texts;
+    }
+}

@@ -1,0 +1,40 @@
+//! What the command line asks of the agent, checked and resolved.
+
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+
+use crate::{
+    loader::{Capacities, ConnectHooks, Placement},
+    node::{NodePortAddresses, RoleRules},
+    sources::{kubernetes::KubernetesConfig, manifests::ManifestConfig},
+};
+
+#[derive(Debug)]
+pub enum Source {
+    Manifests(ManifestConfig),
+    Kubernetes(KubernetesConfig),
+}
+
+#[derive(Debug)]
+pub struct AgentConfig {
+    pub node_name: String,
+    pub source: Source,
+    pub node_ports: NodePortAddresses,
+    pub roles: RoleRules,
+    /// Known Service ranges; empty if none was named.
+    pub service_cidrs: Vec<IpNet>,
+    /// Empty: external addresses are accepted from everywhere.
+    pub external_ranges: Vec<IpNet>,
+    /// On the node's own addresses.
+    pub protected_ports: Vec<RangeInclusive<u16>>,
+    pub masquerade_all: bool,
+    pub connect_hooks: ConnectHooks,
+    /// None: the root of the cgroup2 hierarchy.
+    pub cgroup_root: Option<PathBuf>,
+    pub pin_root: PathBuf,
+    pub placement: Placement,
+    pub capacities: Capacities,
+    /// How long changes are collected.
+    pub sync_delay: Duration,
+}

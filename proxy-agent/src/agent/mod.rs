@@ -1,0 +1,10 @@
+//! The agent: waits to be the node's one writer, loads the kernel programs, and follows sources and node until it is told to
+//! end. The dataplane works on without it. Called by `weir agent`.
+
+mod attachment;
+mod config;
+mod run;
+mod state;
+
+pub use config::{AgentConfig, Source};
+pub use run::run;

@@ -1,0 +1,244 @@
+//! The main loop. Sources and the node's netlink watch send into channels; this loop alone owns the state and the maps.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::{
+    attachment::Attachment,
+    config::{AgentConfig, Source},
+    state::{State, until},
+};
+use crate::{
+    dataplane::KernelMaps,
+    loader::{self, Attacher, Pins, WriterLock},
+    model::Event,
+    node::{self, NetChange, NodeView, watch},
+    object,
+    reconcile::{self, Reconciler},
+    sources::{kubernetes, manifests},
+};
+
+/// How often a standby looks whether the other agent has ended.
+const STANDBY_POLL: Duration = Duration::from_millis(500);
+/// Pause after a source or the netlink watch failed.
+const RESTART_PAUSE: Duration = Duration::from_secs(2);
+/// Events that wait for the main loop; a source that is faster waits.
+const QUEUE: usize = 1024;
+
+/// Returns after SIGTERM or SIGINT. Programs and maps stay.
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut stop = Stop::new()?;
+    let object = object::embedded()?;
+    node::ensure_bpffs(&config.pin_root).context("prepare the pin root")?;
+    let Some(_lock) = lock(&config.pin_root, &mut stop).await? else { return Ok(()) };
+    let (attachment, mut state) = load(&config, object)?;
+
+    let mut tasks = JoinSet::new();
+    let (events, event_queue) = mpsc::channel(QUEUE);
+    let (changes, change_queue) = mpsc::channel(QUEUE);
+    tasks.spawn(follow_node(changes));
+    tasks.spawn(follow_source(config.source, config.node_name.clone(), events));
+    state.set_service_cidrs(config.service_cidrs, Instant::now());
+    let mut main_loop = Loop { state, attachment, sync_delay: config.sync_delay, started, due: None };
+    main_loop.run(event_queue, change_queue, &mut stop).await;
+    tasks.shutdown().await;
+    tracing::info!("ended; the dataplane stays as it is (`weir cleanup` removes it)");
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    term: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self { term: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// `None` if the agent was ended while it waited.
+async fn lock(pin_root: &Path, stop: &mut Stop) -> anyhow::Result<Option<WriterLock>> {
+    let mut told = false;
+    loop {
+        let lock = WriterLock::try_acquire(pin_root).with_context(|| format!("lock {}", pin_root.display()))?;
+        if lock.is_some() {
+            return Ok(lock);
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!(pins = %pin_root.display(), "another agent is running here; waiting as standby");
+        }
+        tokio::select! {
+            () = sleep(STANDBY_POLL) => {}
+            () = stop.wait() => return Ok(None),
+        }
+    }
+}
+
+fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, State<KernelMaps>)> {
+    let cookie = node::netns_cookie().map_err(loader::LoaderError::Cookie)?;
+    let kernel_config = loader::config_for(&config.node_name, cookie, config.connect_hooks, config.masquerade_all);
+    let cgroup = match &config.cgroup_root {
+        Some(path) => path.clone(),
+        None => node::cgroup2_root()?,
+    };
+    let pins = Pins::new(&config.pin_root);
+    let loaded = loader::load(object, &pins, &kernel_config, &config.capacities)?;
+    tracing::info!(node = config.node_name, pins = %pins.dir().display(), "kernel programs loaded");
+    let maps = KernelMaps::from_pins(pins.dir())?;
+    let options = reconcile::Options { protected_node_ports: config.protected_ports.clone() };
+    let reconciler = Reconciler::new(maps, options, Instant::now())?;
+    let view = NodeView::new(config.roles.clone(), config.node_ports.clone());
+    let state = State::new(&config.node_name, view, reconciler, config.external_ranges.clone());
+    let waits_for_sync = !loaded.replaced.is_empty();
+    let attacher = Attacher::new(loaded.ebpf, pins, config.placement);
+    Ok((Attachment::new(attacher, config.connect_hooks, cgroup, waits_for_sync), state))
+}
+
+struct Loop {
+    state: State<KernelMaps>,
+    attachment: Attachment,
+    sync_delay: Duration,
+    started: Instant,
+    /// When what was heard is to be written.
+    due: Option<Instant>,
+}
+
+impl Loop {
+    async fn run(
+        &mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut changes: mpsc::Receiver<NetChange>,
+        stop: &mut Stop,
+    ) {
+        loop {
+            let now = Instant::now();
+            let wake = [self.due, self.state.next_retry(), self.attachment.retry_at()].into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                () = stop.wait() => return,
+                Some(change) = changes.recv() => self.on_net(change, &mut changes),
+                () = pause(until(wake, now)) => self.on_time(),
+                Some(event) = events.recv() => self.on_event(event, &mut events),
+            }
+        }
+    }
+
+    /// Interfaces are not coalesced: a new pod's first packet may come at once.
+    fn on_net(&mut self, change: NetChange, queue: &mut mpsc::Receiver<NetChange>) {
+        let mut changed = self.state.on_net(change);
+        while let Ok(more) = queue.try_recv() {
+            changed |= self.state.on_net(more);
+        }
+        if changed {
+            let now = Instant::now();
+            self.state.sync_node(now);
+            self.attachment.update(&self.state.view, now);
+            self.expect_sync(now);
+        }
+    }
+
+    fn on_event(&mut self, event: Event, queue: &mut mpsc::Receiver<Event>) {
+        let mut stale = self.state.on_event(event);
+        // No more than what waits already: the other branches want their turn.
+        for _ in 0..queue.len() {
+            let Ok(more) = queue.try_recv() else { break };
+            stale |= self.state.on_event(more);
+        }
+        if stale {
+            self.expect_sync(Instant::now());
+        }
+    }
+
+    fn expect_sync(&mut self, now: Instant) {
+        self.due.get_or_insert(now + self.sync_delay);
+    }
+
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        if self.due.is_some_and(|due| due <= now) {
+            self.due = None;
+            self.sync(now);
+        }
+        if self.state.next_retry().is_some_and(|at| at <= now) {
+            self.state.retry(now);
+        }
+        if self.attachment.retry_at().is_some_and(|at| at <= now) {
+            self.attachment.update(&self.state.view, now);
+        }
+    }
+
+    fn sync(&mut self, start: Instant) {
+        let synced = self.state.sync(start);
+        let sync_ms = start.elapsed().as_millis();
+        if synced.applied > 0 {
+            tracing::debug!(writes = synced.applied, sync_ms, "maps written");
+        }
+        // The Node object may have changed an interface's role.
+        if synced.first {
+            self.attachment.tables_ready();
+        }
+        self.attachment.update(&self.state.view, start);
+        if synced.first {
+            let (services, backends) = (self.state.service_count(), self.state.backend_count());
+            let start_ms = self.started.elapsed().as_millis();
+            tracing::info!(services, backends, writes = synced.applied, sync_ms, start_ms, "ready");
+        }
+    }
+}
+
+/// For ever if there is nothing to wait for.
+async fn pause(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A source that fails is started again; what it said before stays in use.
+async fn follow_source(source: Source, node_name: String, events: mpsc::Sender<Event>) {
+    while !events.is_closed() {
+        let result = match &source {
+            Source::Manifests(config) => {
+                manifests::watch(config.clone(), events.clone()).await.map_err(anyhow::Error::from)
+            }
+            Source::Kubernetes(config) => match kubernetes::connect(config).await {
+                Ok(client) => kubernetes::watch(client, &node_name, events.clone()).await.map_err(anyhow::Error::from),
+                Err(error) => Err(error.into()),
+            },
+        };
+        if let Err(error) = result {
+            tracing::error!("source: {error:#}; started again in {} s", RESTART_PAUSE.as_secs());
+        }
+        sleep(RESTART_PAUSE).await;
+    }
+}
+
+async fn follow_node(changes: mpsc::Sender<NetChange>) {
+    while !changes.is_closed() {
+        if let Err(error) = watch::watch(changes.clone()).await {
+            tracing::error!("{error}; started again in {} s", RESTART_PAUSE.as_secs());
+        }
+        sleep(RESTART_PAUSE).await;
+    }
+}

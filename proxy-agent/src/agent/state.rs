@@ -1,0 +1,213 @@
+//! From events to the reconciler: the snapshot, the node's view and what is stale. Pure but for the reconciler's writes.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use proxy_common::abi::{ADDR_NODEPORT, BackendState};
+
+use crate::{
+    dataplane::Dataplane,
+    desired::{Facts, ServiceDesired, build_desired},
+    model::{Event, ServiceName, Snapshot, Touched},
+    node::{NetChange, NodeView},
+    reconcile::{NodeAddress, Reconciler, Report},
+};
+
+pub(super) struct State<D> {
+    snapshot: Snapshot,
+    pub(super) view: NodeView,
+    reconciler: Reconciler<D>,
+    external_ranges: Vec<IpNet>,
+    /// Services whose desired state has to be built again.
+    stale: Touched,
+    /// Which addresses each Service asked about when it was built, and the answers: a new pod's interface or route costs
+    /// work only for the Services whose answers it changes.
+    direct: HashMap<ServiceName, Vec<(IpAddr, bool)>>,
+    own_addresses: Vec<IpAddr>,
+    /// The node's network was listed.
+    node_seen: bool,
+    node_stale: bool,
+}
+
+/// What a sync did, for the log.
+pub(super) struct Synced {
+    pub(super) applied: usize,
+    /// True once: everything that the sources listed is in the maps.
+    pub(super) first: bool,
+}
+
+impl<D: Dataplane> State<D> {
+    pub(super) fn new(node_name: &str, view: NodeView, reconciler: Reconciler<D>, external_ranges: Vec<IpNet>) -> Self {
+        let snapshot = Snapshot::new(node_name);
+        Self {
+            snapshot,
+            view,
+            reconciler,
+            external_ranges,
+            stale: Touched::default(),
+            direct: HashMap::new(),
+            own_addresses: Vec::new(),
+            node_seen: false,
+            node_stale: false,
+        }
+    }
+
+    pub(super) fn service_count(&self) -> usize {
+        self.snapshot.services().len()
+    }
+
+    pub(super) fn backend_count(&self) -> usize {
+        let actual = self.reconciler.mirror().actual();
+        let serving = |state: BackendState| state == BackendState::Serving;
+        actual.v4.backends.iter().filter(|it| serving(it.state)).count()
+            + actual.v6.backends.iter().filter(|it| serving(it.state)).count()
+    }
+
+    pub(super) fn set_service_cidrs(&mut self, cidrs: Vec<IpNet>, now: Instant) {
+        log(&self.reconciler.set_service_cidrs(cidrs, now));
+    }
+
+    /// Takes over what a source said. Returns whether a sync is needed.
+    pub(super) fn on_event(&mut self, event: Event) -> bool {
+        let before = self.snapshot.is_synced();
+        let touched = self.snapshot.apply(event);
+        if touched.node {
+            let ips =
+                self.snapshot.node().map(|node| node.internal_ips.iter().chain(&node.external_ips).copied().collect());
+            self.node_stale |= self.view.set_node_ips(ips.unwrap_or_default());
+        }
+        self.stale.merge(touched);
+        !self.stale.is_empty() || before != self.snapshot.is_synced()
+    }
+
+    /// Takes over a change of the node's network. Returns whether a sync is needed.
+    pub(super) fn on_net(&mut self, change: NetChange) -> bool {
+        self.node_seen |= matches!(change, NetChange::All(_));
+        let changed = self.view.apply(change);
+        self.node_stale |= changed;
+        changed
+    }
+
+    /// IFACES before anything is attached: a packet on an unknown interface would have no role.
+    pub(super) fn sync_node(&mut self, now: Instant) -> usize {
+        if !self.node_seen || !std::mem::take(&mut self.node_stale) {
+            return 0;
+        }
+        let address = |(ip, flags): (IpAddr, u32)| NodeAddress { ip, nodeport: flags & ADDR_NODEPORT != 0 };
+        let addresses: Vec<NodeAddress> = self.view.addresses().into_iter().map(address).collect();
+        let ifaces = self.reconciler.set_ifaces(self.view.ifaces(), now);
+        let addresses = self.reconciler.set_node_addresses(&addresses, now);
+        log(&ifaces);
+        log(&addresses);
+        self.find_stale();
+        ifaces.applied + addresses.applied
+    }
+
+    /// Brings the maps in line with what was heard.
+    pub(super) fn sync(&mut self, now: Instant) -> Synced {
+        let mut applied = self.sync_node(now);
+        if !self.node_seen {
+            return Synced { applied, first: false };
+        }
+        let stale = std::mem::take(&mut self.stale);
+        let mut services: BTreeSet<ServiceName> = stale.services;
+        if stale.node {
+            services.extend(self.snapshot.services().map(|service| service.name.clone()));
+        }
+        applied += self.sync_services(&services, now);
+        let first = self.snapshot.is_synced() && !self.reconciler.is_synced();
+        if first {
+            let report = self.reconciler.sources_synced(now);
+            log(&report);
+            applied += report.applied;
+        }
+        Synced { applied, first }
+    }
+
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        self.reconciler.next_retry()
+    }
+
+    pub(super) fn retry(&mut self, now: Instant) {
+        let report = self.reconciler.retry(now);
+        log(&report);
+        if report.failed.is_empty() && self.reconciler.status().failures.is_empty() {
+            tracing::info!("all failed writes have succeeded");
+        }
+    }
+
+    /// After a change of the node's network: whose desired state is another now?
+    fn find_stale(&mut self) {
+        let own: Vec<IpAddr> = self.view.addresses().into_keys().collect();
+        if own != self.own_addresses {
+            self.own_addresses = own;
+            self.stale.node = true;
+        }
+        let changed =
+            |answers: &[(IpAddr, bool)]| answers.iter().any(|(ip, direct)| self.view.is_direct(*ip) != *direct);
+        let stale = self.direct.iter().filter(|(_, answers)| changed(answers)).map(|(name, _)| name.clone());
+        self.stale.services.extend(stale);
+    }
+
+    /// What the Service should have in the maps; `None` if it is gone.
+    fn build(&mut self, name: &ServiceName) -> Option<ServiceDesired> {
+        self.direct.remove(name);
+        let service = self.snapshot.service(name)?;
+        let answers = RefCell::new(Vec::new());
+        let is_direct = |address| {
+            let direct = self.view.is_direct(address);
+            answers.borrow_mut().push((address, direct));
+            direct
+        };
+        let facts = Facts {
+            node: &self.snapshot.node_facts(),
+            is_direct: &is_direct,
+            node_addresses: &self.own_addresses,
+            external_ranges: &self.external_ranges,
+        };
+        let slices: Vec<_> = self.snapshot.slices_of(name).collect();
+        let desired = build_desired(service, slices.iter().copied(), &facts);
+        let mut answers = answers.into_inner();
+        answers.sort_unstable();
+        answers.dedup();
+        if !answers.is_empty() {
+            self.direct.insert(name.clone(), answers);
+        }
+        Some(desired)
+    }
+
+    fn sync_services(&mut self, services: &BTreeSet<ServiceName>, now: Instant) -> usize {
+        let mut applied = 0;
+        for name in services {
+            let desired = self.build(name);
+            for warning in desired.iter().flat_map(|desired| &desired.warnings) {
+                if !self.reconciler.status().warnings.get(name).is_some_and(|known| known.contains(warning)) {
+                    tracing::warn!(service = %name, "{warning}");
+                }
+            }
+            let report = self.reconciler.set_service(name, desired, now);
+            log(&report);
+            applied += report.applied;
+        }
+        applied
+    }
+}
+
+fn log(report: &Report) {
+    for (subject, failure) in &report.failed {
+        tracing::error!(%subject, attempts = failure.attempts, "{}", failure.error);
+    }
+    for conflict in &report.conflicts {
+        tracing::warn!("{conflict}");
+    }
+}
+
+/// How long to wait for a deadline from `now`.
+pub(super) fn until(deadline: Option<Instant>, now: Instant) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(now))
+}
