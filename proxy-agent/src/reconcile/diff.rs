@@ -1,6 +1,8 @@
 //! What has to be written to get from the maps as they are to a target. No side effects; called by the
 //! reconciler, and by tests that say "nothing is left to do after the work is done".
 
+use std::collections::BTreeSet;
+
 use proxy_common::abi::{Backend, BackendState};
 
 use super::{
@@ -111,15 +113,10 @@ fn remove_backs<F: ReconcileFamily>(id: u32, target: &FamilyTarget<F>, mirror: &
             removals.push(MapOp::WriteSet { index: *index, set: RETIRED_SET });
         }
     }
-    // Both by address and port, in the same order.
-    let mut wanted = target.backends.iter().map(|(_, it)| (it.addr, it.port)).peekable();
-    for (place, backend) in F::index(mirror).backends(id) {
-        while wanted.next_if(|it| it < place).is_some() {}
-        if wanted.peek() == Some(place) {
-            continue;
-        }
-        let value = F::tables(mirror.actual()).backend(*backend);
-        removals.push(F::op(FamilyOp::PutBackend(*backend, freed(value))));
+    let wanted: BTreeSet<u32> = target.backends.iter().map(|(backend, _)| *backend).collect();
+    for backend in F::index(mirror).backends(id).filter(|backend| !wanted.contains(backend)) {
+        let value = F::tables(mirror.actual()).backend(backend);
+        removals.push(F::op(FamilyOp::PutBackend(backend, freed(value))));
     }
 }
 

@@ -106,9 +106,9 @@ impl<F: MapFamily> FamilyIndex<F> {
         self.services.get(&port).into_iter().flatten()
     }
 
-    /// The serving backends of a service-port, with their ids.
-    pub(super) fn backends(&self, port: u32) -> impl Iterator<Item = (&(F::Addr, u16), &u32)> {
-        self.backends.get(&port).into_iter().flatten()
+    /// Ids of the serving backends of a service-port, by address and port.
+    pub(super) fn backends(&self, port: u32) -> impl Iterator<Item = u32> {
+        self.backends.get(&port).into_iter().flat_map(|of| of.values().copied())
     }
 
     pub(super) fn backend(&self, port: u32, addr: F::Addr, number: u16) -> Option<u32> {

@@ -102,6 +102,18 @@ fn one_endpoint_costs_four_writes_among_a_thousand_services() {
 }
 
 #[test]
+fn backends_in_any_order_are_kept() {
+    let mut bench = Bench::synced();
+    bench.set(&web());
+    bench.log();
+    let mut desired = web().desired();
+    desired.ports[0].v4.backends.reverse();
+    bench.reconciler.set_service(&desired.name.clone(), Some(desired), bench.now);
+    bench.check();
+    assert_eq!(bench.log(), ["write ring 2..4", "point set 1 at ring 2..4"]);
+}
+
+#[test]
 fn changed_flags_keep_the_generation() {
     let mut bench = Bench::synced();
     bench.set(&web());
