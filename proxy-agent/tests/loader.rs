@@ -107,6 +107,8 @@ fn a_restart_replaces_the_programs_in_their_links() {
         assert_eq!(old.link, new.link);
         assert_ne!(old.program, new.program);
     }
+    // Of another version of the map layout.
+    fs::create_dir_all(ground.pin_root.join("v99/links")).unwrap();
     let removed = cleanup(&ground.pin_root).unwrap();
     assert_eq!((removed.attachments, removed.maps), (2, names::PINNED.len()));
     assert!(!ground.pin_root.exists());

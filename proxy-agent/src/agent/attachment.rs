@@ -40,6 +40,11 @@ impl Attachment {
         self.retry_at
     }
 
+    /// These interfaces went, and their attachments with them.
+    pub(super) fn forget(&mut self, gone: &[u32]) {
+        gone.iter().for_each(|index| self.attacher.forget_interface(*index));
+    }
+
     /// Attaches to what is new and forgets what is gone. Never fails as a whole.
     pub(super) fn update(&mut self, view: &NodeView, now: Instant) {
         if self.waits_for_sync {

@@ -153,6 +153,7 @@ impl Loop {
         if changed {
             let now = Instant::now();
             self.state.sync_node(now);
+            self.attachment.forget(&self.state.take_gone());
             self.attachment.update(&self.state.view, now);
             self.expect_sync(now);
         }
@@ -227,8 +228,11 @@ async fn follow_source(source: Source, node_name: String, events: mpsc::Sender<E
                 Err(error) => Err(error.into()),
             },
         };
-        if let Err(error) = result {
-            tracing::error!("source: {error:#}; started again in {} s", RESTART_PAUSE.as_secs());
+        match result {
+            // The agent is about to end.
+            _ if events.is_closed() => return,
+            Err(error) => tracing::error!("source: {error:#}; started again in {} s", RESTART_PAUSE.as_secs()),
+            Ok(()) => {}
         }
         sleep(RESTART_PAUSE).await;
     }

@@ -29,6 +29,8 @@ pub(super) struct State<D> {
     /// work only for the Services whose answers it changes.
     direct: HashMap<ServiceName, Vec<(IpAddr, bool)>>,
     own_addresses: Vec<IpAddr>,
+    /// Interfaces that went since [`State::take_gone`].
+    gone: Vec<u32>,
     /// The node's network was listed.
     node_seen: bool,
     node_stale: bool,
@@ -52,6 +54,7 @@ impl<D: Dataplane> State<D> {
             stale: Touched::default(),
             direct: HashMap::new(),
             own_addresses: Vec::new(),
+            gone: Vec::new(),
             node_seen: false,
             node_stale: false,
         }
@@ -87,10 +90,19 @@ impl<D: Dataplane> State<D> {
 
     /// Takes over a change of the node's network. Returns whether a sync is needed.
     pub(super) fn on_net(&mut self, change: NetChange) -> bool {
-        self.node_seen |= matches!(change, NetChange::All(_));
+        match &change {
+            NetChange::All(_) => self.node_seen = true,
+            NetChange::LinkGone(index) => self.gone.push(*index),
+            _ => {}
+        }
         let changed = self.view.apply(change);
         self.node_stale |= changed;
         changed
+    }
+
+    /// An index may belong to another interface already.
+    pub(super) fn take_gone(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.gone)
     }
 
     /// IFACES before anything is attached: a packet on an unknown interface would have no role.
@@ -211,3 +223,7 @@ fn log(report: &Report) {
 pub(super) fn until(deadline: Option<Instant>, now: Instant) -> Option<Duration> {
     deadline.map(|deadline| deadline.saturating_duration_since(now))
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -79,8 +79,14 @@ pub(super) fn count(pins: &Pins, map: &str) -> Result<usize, TableError> {
     }
 }
 
+/// The fields of a struct, without those that only fill it up.
+fn fields(value: &impl Debug) -> String {
+    let text = format!("{value:?}");
+    [", zero: 0", ", zero: [0, 0, 0]"].iter().fold(text, |text, filler| text.replace(filler, ""))
+}
+
 fn hash<K: Pod + Debug, V: Pod + Debug>(pins: &Pins, map: &str) -> Result<Vec<Entry>, TableError> {
-    let entry = |(key, value): (K, V)| Entry { key: format!("{key:?}"), value: format!("{value:?}") };
+    let entry = |(key, value): (K, V)| Entry { key: fields(&key), value: fields(&value) };
     let mut found: Vec<_> = entries::<K, V>(pins, map)?.into_iter().map(entry).collect();
     found.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(found)
@@ -91,7 +97,7 @@ fn array<V: Pod + Debug + PartialEq>(pins: &Pins, map: &str) -> Result<Vec<Entry
     // The last element of an array is written last, if ever: it stands for those that were not.
     let unused = values.last().copied().filter(|_| values.len() > 1);
     let used = (0_u32..).zip(&values).filter(|(_, value)| Some(**value) != unused);
-    Ok(used.map(|(index, value)| Entry { key: index.to_string(), value: format!("{value:?}") }).collect())
+    Ok(used.map(|(index, value)| Entry { key: index.to_string(), value: fields(value) }).collect())
 }
 
 fn prefixes<K: Pod + Debug>(pins: &Pins, map: &str) -> Result<Vec<Entry>, TableError> {

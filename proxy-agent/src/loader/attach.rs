@@ -138,8 +138,9 @@ impl Attacher {
         Ok(())
     }
 
-    /// The kernel has dropped the attachment together with the interface; the pins remain.
-    fn forget_interface(&mut self, index: u32) {
+    /// The interface went or is not wanted any more. The kernel drops an attachment together with its interface, but not the
+    /// pin.
+    pub fn forget_interface(&mut self, index: u32) {
         if let Some(name) = self.done.remove(&index) {
             for hook in TC_HOOKS {
                 for path in [self.pins.link(&pin_name(hook, index)), self.pins.link(&clsact::pin_name(hook, index))] {
@@ -148,7 +149,7 @@ impl Attacher {
                     }
                 }
             }
-            tracing::info!(interface = %name, ifindex = index, "interface is gone");
+            tracing::info!(interface = %name, ifindex = index, "tc programs detached");
         }
     }
 
