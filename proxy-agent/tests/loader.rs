@@ -164,6 +164,8 @@ fn clsact_where_there_is_no_tcx() {
     assert_eq!(filters(), 2);
     cleanup(&ground.pin_root).unwrap();
     assert_eq!(filters(), 0);
+    let qdiscs = Command::new("tc").args(["qdisc", "show", "dev", "veth-a"]).output().unwrap().stdout;
+    assert!(!String::from_utf8(qdiscs).unwrap().contains("clsact"));
 }
 
 #[test]

@@ -14,8 +14,17 @@ use aya::{
     },
 };
 use aya_obj::generated::bpf_attach_type;
+use futures::TryStreamExt as _;
+use netlink_packet_route::tc::TcHandle as NetlinkTcHandle;
 
-use super::{LoaderError, attach::Attached, hooks::Hook, pin_error, pins::Pins, sys::Order};
+use super::{
+    LoaderError,
+    attach::Attached,
+    hooks::{Hook, TC_HOOKS},
+    pin_error,
+    pins::Pins,
+    sys::Order,
+};
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -50,6 +59,11 @@ pub(super) fn pin_name(hook: Hook, index: u32) -> String {
     format!("{}-{index}-{CLSACT_MARK}", hook.program)
 }
 
+/// A pin that says: the qdisc was added by us.
+fn qdisc_mark(index: u32) -> String {
+    format!("qdisc-{index}-{CLSACT_MARK}")
+}
+
 pub(super) fn is_pin(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(CLSACT_MARK))
 }
@@ -66,10 +80,8 @@ pub(super) fn attach(
         return Err(LoaderError::NoProgram(hook.program));
     };
     let failed = |error| LoaderError::Clsact { program: hook.program, interface: name.to_owned(), error };
-    // An error here means that the qdisc is there already, or shows again in the next step.
-    if let Err(error) = qdisc_add_clsact(name) {
-        tracing::debug!(interface = name, %error, "clsact qdisc not added");
-    }
+    // EEXIST if somebody else has added it; any other error shows again in the next step.
+    let added = qdisc_add_clsact(name).is_ok();
     let path = pins.link(&pin_name(*hook, index));
     let how = match replace(program, hook, name, order) {
         Ok(()) => Attached::Replaced,
@@ -81,8 +93,15 @@ pub(super) fn attach(
     if path.exists() {
         fs::remove_file(&path).map_err(pin_error("unpin", &path))?;
     }
-    program.pin(&path).map_err(|error| pin_error("pin a program at", path)(io::Error::other(error)))?;
+    pin(program, path)?;
+    if added {
+        pin(program, pins.link(&qdisc_mark(index)))?;
+    }
     Ok(how)
+}
+
+fn pin(program: &mut SchedClassifier, path: PathBuf) -> Result<(), LoaderError> {
+    program.pin(&path).map_err(|error| pin_error("pin a program at", path)(io::Error::other(error)))
 }
 
 fn create(program: &mut SchedClassifier, hook: &Hook, name: &str, order: Order) -> Result<(), ProgramError> {
@@ -104,7 +123,8 @@ fn filter(hook: &Hook, name: &str, order: Order) -> io::Result<SchedClassifierLi
     SchedClassifierLink::attached(name, attach_type(hook), priority(order), HANDLE, None)
 }
 
-/// Removes the filter (whichever order it was attached with) and the pin.
+/// Removes the filter (whichever order it was attached with) and the pin; with the last one also the qdisc, if it was added by
+/// us and nobody else uses it.
 pub(super) fn remove(path: &Path, hook: Hook, index: u32) -> io::Result<()> {
     if let Ok(name) = nix::net::if_::if_indextoname(index) {
         let name = name.to_string_lossy();
@@ -113,5 +133,45 @@ pub(super) fn remove(path: &Path, hook: Hook, index: u32) -> io::Result<()> {
             let _ = filter(&hook, &name, order)?.detach();
         }
     }
-    fs::remove_file(PathBuf::from(path))
+    fs::remove_file(path)?;
+    let links = path.parent().unwrap_or(path);
+    let mark = links.join(qdisc_mark(index));
+    let others = TC_HOOKS.iter().any(|hook| links.join(pin_name(*hook, index)).exists());
+    if mark.exists() && !others {
+        // With an interface its qdiscs went, too.
+        if nix::net::if_::if_indextoname(index).is_ok() {
+            remove_qdisc(index);
+        }
+        fs::remove_file(mark)?;
+    }
+    Ok(())
+}
+
+/// On a thread of its own, in the same network namespace: the caller may or may not run inside an asynchronous runtime.
+fn remove_qdisc(index: u32) {
+    let removal = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(delete_unused_qdisc(index.cast_signed()))
+    });
+    match removal.join() {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(ifindex = index, %error, "the clsact qdisc stays"),
+        Err(_) => tracing::warn!(ifindex = index, "the clsact qdisc stays: its removal panicked"),
+    }
+}
+
+async fn delete_unused_qdisc(index: i32) -> io::Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let mut filters = handle.traffic_filter(index);
+    let ingress: Vec<_> = filters.get().ingress().execute().try_collect().await.map_err(io::Error::other)?;
+    let egress: Vec<_> = filters.get().egress().execute().try_collect().await.map_err(io::Error::other)?;
+    if ingress.is_empty() && egress.is_empty() {
+        let mut request = handle.qdisc().del(index);
+        request.message_mut().header.parent = NetlinkTcHandle::CLSACT;
+        request.message_mut().header.handle = NetlinkTcHandle { major: 0xffff, minor: 0 };
+        request.execute().await.map_err(io::Error::other)?;
+    }
+    connection.abort();
+    Ok(())
 }
