@@ -13,7 +13,7 @@ use proxy_common::abi::{ADDR_NODEPORT, BackendState};
 use crate::{
     dataplane::Dataplane,
     desired::{Facts, ServiceDesired, build_desired},
-    model::{Event, ServiceName, Snapshot, Touched},
+    model::{Event, ServiceName, Snapshot, SourceKind, Touched},
     node::{NetChange, NodeView},
     reconcile::{NodeAddress, Reconciler, Report},
 };
@@ -77,7 +77,7 @@ impl<D: Dataplane> State<D> {
 
     /// Takes over what a source said. Returns whether a sync is needed.
     pub(super) fn on_event(&mut self, event: Event) -> bool {
-        let before = self.snapshot.is_synced();
+        let before = self.snapshot.synced().len();
         let touched = self.snapshot.apply(event);
         if touched.node {
             let ips =
@@ -85,7 +85,7 @@ impl<D: Dataplane> State<D> {
             self.node_stale |= self.view.set_node_ips(ips.unwrap_or_default());
         }
         self.stale.merge(touched);
-        !self.stale.is_empty() || before != self.snapshot.is_synced()
+        !self.stale.is_empty() || before != self.snapshot.synced().len()
     }
 
     /// Takes over a change of the node's network. Returns whether a sync is needed.
@@ -107,9 +107,13 @@ impl<D: Dataplane> State<D> {
 
     /// IFACES before anything is attached: a packet on an unknown interface would have no role.
     pub(super) fn sync_node(&mut self, now: Instant) -> usize {
-        if !self.node_seen || !std::mem::take(&mut self.node_stale) {
+        if !self.node_seen || !self.node_stale {
             return 0;
         }
+        if !self.snapshot.synced().contains(&SourceKind::Node) {
+            return self.add_ifaces(now);
+        }
+        self.node_stale = false;
         let address = |(ip, flags): (IpAddr, u32)| NodeAddress { ip, nodeport: flags & ADDR_NODEPORT != 0 };
         let addresses: Vec<NodeAddress> = self.view.addresses().into_iter().map(address).collect();
         let ifaces = self.reconciler.set_ifaces(self.view.ifaces(), now);
@@ -118,6 +122,20 @@ impl<D: Dataplane> State<D> {
         log(&addresses);
         self.find_stale();
         ifaces.applied + addresses.applied
+    }
+
+    /// The Node object, which decides on roles and source addresses, may be on its way: what an earlier agent wrote stays, and
+    /// only new interfaces are added.
+    fn add_ifaces(&mut self, now: Instant) -> usize {
+        let mut ifaces = self.view.ifaces();
+        for (index, known) in &self.reconciler.mirror().actual().ifaces {
+            if let Some(iface) = ifaces.get_mut(index) {
+                *iface = *known;
+            }
+        }
+        let report = self.reconciler.set_ifaces(ifaces, now);
+        log(&report);
+        report.applied
     }
 
     /// Brings the maps in line with what was heard.

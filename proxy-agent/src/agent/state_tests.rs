@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proxy_common::abi::BACKEND_DIRECT;
+use proxy_common::abi::{BACKEND_DIRECT, IfaceRole};
 
 use super::*;
 use crate::{
@@ -115,6 +115,46 @@ fn the_nodes_network_comes_before_the_services() {
     assert!(!state.sync(now).first);
     state.on_net(uplink());
     assert!(state.sync(now).first);
+}
+
+#[test]
+fn a_restart_leaves_roles_alone_until_the_node_object_is_known() {
+    let veth = |index: u32, name: &str| {
+        let kind = Some("veth".into());
+        NetChange::Link(Link { index, name: name.into(), kind, mtu: 1500, up: true, loopback: false })
+    };
+    // Only the Node object tells that this one is an uplink.
+    let mut net = NodeNet::default();
+    net.apply(veth(2, "up0"));
+    net.apply(NetChange::Address { link: 2, address: "192.0.2.1".parse().unwrap(), later: false });
+    let all = NetChange::All(Box::new(net));
+    let now = Instant::now();
+
+    let mut first = state();
+    first.on_net(all.clone());
+    first.on_event(node());
+    listed(&mut first);
+    first.sync(now);
+    let roles = |state: &State<FakeMaps>| -> Vec<_> {
+        state.reconciler.mirror().actual().ifaces.values().map(|iface| iface.role).collect()
+    };
+    assert_eq!(roles(&first), [IfaceRole::Uplink]);
+
+    let mut second = State::new(
+        "node-a",
+        NodeView::new(RoleRules::default(), NodePortAddresses::Primary),
+        Reconciler::new(first.reconciler.into_dataplane(), Options::default(), now).unwrap(),
+        Vec::new(),
+    );
+    second.on_net(all);
+    assert_eq!(second.sync_node(now), 0);
+    second.on_net(veth(7, "new"));
+    assert_eq!(second.sync_node(now), 1);
+    assert_eq!(roles(&second), [IfaceRole::Uplink, IfaceRole::Pod]);
+    second.on_event(node());
+    listed(&mut second);
+    assert!(second.sync(now).first);
+    assert_eq!(roles(&second), [IfaceRole::Uplink, IfaceRole::Pod]);
 }
 
 #[test]
