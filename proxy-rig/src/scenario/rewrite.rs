@@ -1,0 +1,104 @@
+//! What a verdict does to the bytes of a frame, computed without the kernel: translation by incremental checksum updates,
+//! and the ICMP error of a refusal. Written apart from the kernel programs, which must come to the same bytes.
+
+use std::net::IpAddr;
+
+use proxy_common::{
+    lb::Rewrite,
+    net::{
+        ETH_LEN, Family, ICMP, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, TCP, UDP, V4, checksum, checksum_offset,
+        checksum_replace, sum_words,
+    },
+};
+
+/// RFC 792 and RFC 4443 section 3.1: type and code of "port unreachable".
+const PORT_UNREACHABLE_V4: [u8; 2] = [3, 3];
+const PORT_UNREACHABLE_V6: [u8; 2] = [1, 4];
+const REPLY_TTL: u8 = 64;
+/// How much of the refused packet's transport header goes back.
+const QUOTED_TCP: usize = 20;
+const QUOTED_OTHER: usize = 8;
+
+/// Writes the tuple of `rewrite` into the frame and brings the checksums up to date.
+pub fn apply<F: Family>(frame: &mut [u8], packet: &Packet<F>, rewrite: &Rewrite<F>) {
+    if rewrite.changed != 0 {
+        let l4 = packet.l4_offset as usize;
+        let l3 = packet.l3_offset as usize;
+        let addresses = l3 + if F::VERSION == 4 { 12 } else { 8 };
+        let address_len = size_of::<F::Addr>();
+        let old_addresses = frame[addresses..addresses + 2 * address_len].to_vec();
+        let mut new_addresses = bytemuck::bytes_of(&rewrite.tuple.src).to_vec();
+        new_addresses.extend_from_slice(bytemuck::bytes_of(&rewrite.tuple.dst));
+        frame[addresses..addresses + 2 * address_len].copy_from_slice(&new_addresses);
+        if F::VERSION == 4 {
+            replace_checksum(frame, l3 + 10, &old_addresses, &new_addresses, false);
+        }
+        let old_ports: [u8; 4] = frame[l4..l4 + 4].try_into().expect("invariant: the parser saw the ports");
+        let mut new_ports = [0; 4];
+        new_ports[..2].copy_from_slice(&rewrite.tuple.src_port.to_be_bytes());
+        new_ports[2..].copy_from_slice(&rewrite.tuple.dst_port.to_be_bytes());
+        frame[l4..l4 + 4].copy_from_slice(&new_ports);
+        let udp = packet.protocol == UDP;
+        let at = l4 + checksum_offset(packet.protocol);
+        // RFC 768: a sender that computed no checksum sends zero, and it stays so.
+        if !(udp && frame[at..at + 2] == [0, 0]) {
+            let old = [&old_addresses[..], &old_ports].concat();
+            let new = [&new_addresses[..], &new_ports].concat();
+            replace_checksum(frame, at, &old, &new, udp);
+        }
+    }
+    if rewrite.bounce {
+        swap_link_addresses(frame);
+    }
+}
+
+fn replace_checksum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8], udp: bool) {
+    let check = checksum_replace(u16::from_be_bytes([frame[at], frame[at + 1]]), old, new);
+    let check = if check == 0 && udp { 0xffff } else { check };
+    frame[at..at + 2].copy_from_slice(&check.to_be_bytes());
+}
+
+fn swap_link_addresses(frame: &mut [u8]) {
+    let (a, b) = frame.split_at_mut(6);
+    a.swap_with_slice(&mut b[..6]);
+}
+
+/// The port unreachable message that answers the frame: from the frontend to the client, back the way it came.
+pub fn refuse<F: Family<Addr: Into<IpAddr>>>(frame: &[u8], packet: &Packet<F>) -> Vec<u8> {
+    let l3 = packet.l3_offset as usize;
+    let quoted_l4 = if packet.protocol == TCP { QUOTED_TCP } else { QUOTED_OTHER };
+    let quote = &frame[l3..frame.len().min(packet.l4_offset as usize + quoted_l4)];
+    let mut reply = frame[..ETH_LEN].to_vec();
+    swap_link_addresses(&mut reply);
+    let src = bytemuck::bytes_of(&packet.tuple.dst);
+    let dst = bytemuck::bytes_of(&packet.tuple.src);
+    let icmp_len = 8 + quote.len();
+    if F::VERSION == V4::VERSION {
+        reply.extend_from_slice(&[0x45, 0]);
+        reply.extend_from_slice(&((IPV4_MIN_LEN + icmp_len) as u16).to_be_bytes());
+        reply.extend_from_slice(&[0, 0, 0, 0, REPLY_TTL, ICMP, 0, 0]);
+    } else {
+        reply.extend_from_slice(&[0x60, 0, 0, 0]);
+        reply.extend_from_slice(&(icmp_len as u16).to_be_bytes());
+        reply.extend_from_slice(&[ICMPV6, REPLY_TTL]);
+    }
+    reply.extend_from_slice(src);
+    reply.extend_from_slice(dst);
+    if F::VERSION == V4::VERSION {
+        let check = checksum(0, &reply[ETH_LEN..]);
+        reply[ETH_LEN + 10..ETH_LEN + 12].copy_from_slice(&check.to_be_bytes());
+    }
+    let icmp = reply.len();
+    reply.extend_from_slice(if F::VERSION == 4 { &PORT_UNREACHABLE_V4 } else { &PORT_UNREACHABLE_V6 });
+    reply.extend_from_slice(&[0; 6]);
+    reply.extend_from_slice(quote);
+    let pseudo = if F::VERSION == 4 {
+        0
+    } else {
+        debug_assert_eq!(icmp, ETH_LEN + IPV6_LEN);
+        sum_words(sum_words(0, src), dst) + u32::from(ICMPV6) + icmp_len as u32
+    };
+    let check = checksum(pseudo, &reply[icmp..]);
+    reply[icmp + 2..icmp + 4].copy_from_slice(&check.to_be_bytes());
+    reply
+}

@@ -1,0 +1,183 @@
+//! Plays a scenario on one or more machines: the first gives the outcome, all others must agree. Called by the suites
+//! and by `weir-rig scenario`.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    net::SocketAddr,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use proxy_agent::model::Event;
+
+use super::{
+    expect::Outcome,
+    file::{PacketStep, Scenario, SinglePacket, Step, seconds},
+    hop::{Hop, STAGES, journey_hop},
+    objects::ObjectReader,
+};
+
+/// Something that programs maps and runs packets through them.
+pub trait Machine {
+    /// For messages.
+    fn name(&self) -> &'static str;
+    /// Takes over events, until everything is written.
+    fn program(&mut self, events: &[Event]) -> Result<()>;
+    fn advance(&mut self, seconds: u64) -> Result<()>;
+    fn run(&mut self, hop: &Hop) -> Result<Outcome>;
+    /// The programmed maps, sorted, ids written as names.
+    fn dump(&mut self) -> Result<String>;
+    /// The connection tables, sorted.
+    fn flows(&mut self) -> Result<String>;
+}
+
+/// Plays `scenario` and tells in `trace` what happened.
+pub fn play(scenario: &Scenario, machines: &mut [Box<dyn Machine + '_>], trace: &mut String) -> Result<()> {
+    let mut reader = ObjectReader::default();
+    let mut last = None;
+    for machine in machines.iter_mut() {
+        let events = reader.node_events(&scenario.node)?;
+        machine.program(&events).with_context(|| machine.name())?;
+    }
+    for (number, step) in scenario.steps.iter().enumerate() {
+        let _ = writeln!(trace, "step {}{}", number + 1, step.say.as_deref().map(|it| format!(": {it}")).unwrap_or_default());
+        play_step(step, &mut reader, machines, &mut last, trace).with_context(|| format!("step {}", number + 1))?;
+    }
+    Ok(())
+}
+
+fn play_step(
+    step: &Step,
+    reader: &mut ObjectReader,
+    machines: &mut [Box<dyn Machine + '_>],
+    last: &mut Option<Vec<u8>>,
+    trace: &mut String,
+) -> Result<()> {
+    let events = reader.step_events(step)?;
+    if !events.is_empty() {
+        for machine in machines.iter_mut() {
+            machine.program(&events).with_context(|| machine.name())?;
+        }
+    }
+    if let Some(advance) = &step.advance {
+        let _ = writeln!(trace, "  the clock goes on by {advance}");
+        for machine in machines.iter_mut() {
+            machine.advance(seconds(advance)?).with_context(|| machine.name())?;
+        }
+    }
+    for (number, packet) in step.packets.iter().enumerate() {
+        let place = || format!("packet {}", number + 1);
+        match packet {
+            PacketStep::Packet(packet) => play_packet(packet, machines, last, trace).with_context(place)?,
+            PacketStep::Journey { journey } => {
+                *last = None;
+                for stage in STAGES {
+                    let hop = journey_hop(journey, stage, last.as_deref()).with_context(place)?;
+                    let outcome = play_hop(&hop, machines, trace)
+                        .with_context(|| format!("{}, journey: {stage:?}", place()))?;
+                    *last = Some(outcome.frame);
+                }
+            }
+        }
+    }
+    check_maps(step, machines)
+}
+
+fn play_packet(
+    packet: &SinglePacket,
+    machines: &mut [Box<dyn Machine + '_>],
+    last: &mut Option<Vec<u8>>,
+    trace: &mut String,
+) -> Result<()> {
+    let mut taken = BTreeSet::new();
+    for nth in 0..packet.repeat.unwrap_or(1) {
+        let hop = Hop::of_packet(packet, last.as_deref(), nth)?;
+        let outcome = play_hop(&hop, machines, trace)?;
+        if let Some(backend) = outcome.backend.as_deref().and_then(|text| text.rsplit_once(' ')) {
+            taken.insert(backend.1.parse::<SocketAddr>()?);
+        }
+        *last = Some(outcome.frame);
+    }
+    if let Some(wanted) = &packet.spread {
+        let wanted: BTreeSet<SocketAddr> = wanted.iter().copied().collect();
+        ensure!(taken == wanted, "expected the backends {wanted:?}, got {taken:?}");
+    }
+    Ok(())
+}
+
+fn play_hop(hop: &Hop, machines: &mut [Box<dyn Machine + '_>], trace: &mut String) -> Result<Outcome> {
+    let mut first: Option<Outcome> = None;
+    let mut flows: Option<String> = None;
+    for machine in machines.iter_mut() {
+        let name = machine.name();
+        let outcome = machine.run(hop).with_context(|| format!("{name}: {}", hop.in_words()))?;
+        let now = machine.flows().context(name)?;
+        match (&first, &flows) {
+            (Some(first), Some(flows)) => {
+                ensure_equal(hop, first, &outcome, name)?;
+                ensure!(*flows == now, "{name}: {}: the connection tables differ\n{}", hop.in_words(), differences(flows, &now));
+            }
+            _ => {
+                let _ = writeln!(trace, "  {:<70} {}", hop.in_words(), outcome.in_words());
+                hop.check(&outcome).with_context(|| hop.in_words())?;
+                first = Some(outcome);
+                flows = Some(now);
+            }
+        }
+    }
+    first.ok_or_else(|| anyhow!("no machine to play on"))
+}
+
+fn ensure_equal(hop: &Hop, first: &Outcome, outcome: &Outcome, name: &str) -> Result<()> {
+    if first == outcome {
+        return Ok(());
+    }
+    let mut text = format!("{name} differs at {}: expected {}, got {}", hop.in_words(), first.in_words(), outcome.in_words());
+    if first.frame != outcome.frame {
+        let _ = write!(text, "\n  expected {}\n  got      {}", hex(&first.frame), hex(&outcome.frame));
+    }
+    Err(anyhow!(text))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn check_maps(step: &Step, machines: &mut [Box<dyn Machine + '_>]) -> Result<()> {
+    let mut first: Option<String> = None;
+    for machine in machines.iter_mut() {
+        let name = machine.name();
+        let dump = machine.dump().context(name)?;
+        match &first {
+            Some(first) => ensure!(*first == dump, "{name}: the maps differ\n{}", differences(first, &dump)),
+            None => first = Some(dump),
+        }
+    }
+    let dump = first.unwrap_or_default();
+    if let Some(wanted) = &step.maps {
+        ensure!(wanted.trim() == dump.trim(), "the maps are not as expected\n{}", differences(wanted.trim(), dump.trim()));
+    }
+    for line in &step.maps_include {
+        ensure!(dump.lines().any(|it| it.trim() == line.trim()), "no line {line:?} in the maps\n{dump}");
+    }
+    for text in &step.maps_exclude {
+        ensure!(!dump.contains(text.as_str()), "{text:?} stands in the maps\n{dump}");
+    }
+    Ok(())
+}
+
+/// The lines that only one of the texts has.
+fn differences(expected: &str, got: &str) -> String {
+    let (left, right): (BTreeSet<&str>, BTreeSet<&str>) = (expected.lines().collect(), got.lines().collect());
+    let mut text = String::new();
+    for line in left.difference(&right) {
+        let _ = writeln!(text, "- {line}");
+    }
+    for line in right.difference(&left) {
+        let _ = writeln!(text, "+ {line}");
+    }
+    text
+}

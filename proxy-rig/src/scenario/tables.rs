@@ -1,0 +1,163 @@
+//! The maps of one simulated node as plain collections: what the agent programs ([`Actual`]) and what packets write
+//! ([`Flows`]). [`ModelTables`] joins both for the decision code. Called by model.rs; kernel.rs compares against it.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use proxy_agent::dataplane::{Actual, MapFamily};
+use proxy_common::{
+    abi::{
+        AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, Iface, RingSlot, Service, ServiceKey,
+        SnatEntry, SockKey, SockPeer,
+    },
+    lb::{Insert, TableFull, Tables, TranslatedFamily},
+    net::{Family, Tuple, V4, V6},
+};
+
+/// The maps that packets write, of both families. They outlive every change of the objects.
+#[derive(Debug, Default)]
+pub struct Flows {
+    pub v4: FlowsOf<V4>,
+    pub v6: FlowsOf<V6>,
+    pub affinity: RefCell<BTreeMap<AffinityKey, AffinityValue>>,
+}
+
+#[derive(Debug)]
+pub struct FlowsOf<F: Family> {
+    pub conntrack: RefCell<BTreeMap<FlowKey<F>, Flow<F>>>,
+    pub snat: RefCell<BTreeMap<FlowKey<F>, SnatEntry<F>>>,
+    pub socks: RefCell<BTreeMap<SockKey<F>, SockPeer<F>>>,
+}
+
+impl<F: Family> Default for FlowsOf<F> {
+    fn default() -> Self {
+        Self { conntrack: RefCell::default(), snat: RefCell::default(), socks: RefCell::default() }
+    }
+}
+
+/// A family as the rig handles it: finds its half of the tables.
+pub trait RigFamily: TranslatedFamily + MapFamily {
+    fn flows(all: &Flows) -> &FlowsOf<Self>;
+}
+
+impl RigFamily for V4 {
+    fn flows(all: &Flows) -> &FlowsOf<Self> {
+        &all.v4
+    }
+}
+
+impl RigFamily for V6 {
+    fn flows(all: &Flows) -> &FlowsOf<Self> {
+        &all.v6
+    }
+}
+
+/// What the kernel answers beside the maps: routes, and connected sockets.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Longest prefix first.
+    pub routes: Vec<(IpNet, u32)>,
+    /// Remote and local end of connected UDP sockets.
+    pub udp_sockets: Vec<(SocketAddr, SocketAddr)>,
+}
+
+pub struct ModelTables<'a> {
+    pub config: Config,
+    pub programmed: &'a Actual,
+    pub flows: &'a Flows,
+    pub surroundings: &'a Surroundings,
+}
+
+impl<F: RigFamily> Tables<F> for ModelTables<'_> {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+    fn now_s(&self) -> u32 {
+        (self.config.fixed_now_ns / 1_000_000_000) as u32
+    }
+    fn random(&self) -> u32 {
+        // Any number will do: no scenario looks at a connect-time choice among several.
+        self.config.seed
+    }
+
+    fn address(&self, addr: &F::Addr) -> u32 {
+        F::tables(self.programmed).addrs.get(addr).map_or(0, |info| info.flags)
+    }
+    fn in_service_cidr(&self, addr: &F::Addr) -> bool {
+        self.programmed.switches.in_service_cidr::<F>(addr)
+    }
+    fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
+        F::tables(self.programmed).services.get(key).copied()
+    }
+    fn set(&self, index: u32) -> EndpointSet {
+        self.programmed.set(index)
+    }
+    fn ring(&self, index: u32) -> Option<RingSlot> {
+        Some(self.programmed.rings.get(index as usize).copied().unwrap_or(RingSlot { backend: 0, set: 0 }))
+    }
+    fn backend(&self, id: u32) -> Option<Backend<F>> {
+        Some(F::tables(self.programmed).backend(id))
+    }
+    fn source_allowed(&self, service: u32, client: &F::Addr) -> bool {
+        let client = F::to_ip(*client);
+        F::tables(self.programmed).source_ranges.iter().any(|range| {
+            range.key.service == service
+                && IpNet::new(F::to_ip(range.key.client), range.prefix_len).is_ok_and(|net| net.contains(&client))
+        })
+    }
+    fn iface(&self, ifindex: u32) -> Option<Iface> {
+        self.programmed.ifaces.get(&ifindex).copied()
+    }
+
+    fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R> {
+        F::flows(self.flows).conntrack.borrow_mut().get_mut(key).map(read)
+    }
+    fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull> {
+        put(&mut F::flows(self.flows).conntrack.borrow_mut(), key, flow, insert)
+    }
+    fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R> {
+        F::flows(self.flows).snat.borrow_mut().get_mut(key).map(read)
+    }
+    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
+        put(&mut F::flows(self.flows).snat.borrow_mut(), key, entry, insert)
+    }
+    fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R> {
+        self.flows.affinity.borrow_mut().get_mut(key).map(read)
+    }
+    fn put_affinity(&self, key: &AffinityKey, value: &AffinityValue) -> Result<(), TableFull> {
+        put(&mut self.flows.affinity.borrow_mut(), key, value, Insert::Any)
+    }
+    fn sock(&self, key: &SockKey<F>) -> Option<SockPeer<F>> {
+        F::flows(self.flows).socks.borrow().get(key).copied()
+    }
+    fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull> {
+        put(&mut F::flows(self.flows).socks.borrow_mut(), key, peer, Insert::Any)
+    }
+
+    fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
+        let dst: IpAddr = F::to_ip(*dst);
+        self.surroundings.routes.iter().find(|(net, _)| net.contains(&dst)).map(|(_, ifindex)| *ifindex)
+    }
+    fn has_connected_udp(&self, tuple: &Tuple<F>) -> bool {
+        let remote = SocketAddr::new(F::to_ip(tuple.src), tuple.src_port);
+        let local = SocketAddr::new(F::to_ip(tuple.dst), tuple.dst_port);
+        self.surroundings.udp_sockets.contains(&(remote, local))
+    }
+}
+
+fn put<K: Ord + Copy, V: Copy>(
+    map: &mut BTreeMap<K, V>,
+    key: &K,
+    value: &V,
+    insert: Insert,
+) -> Result<(), TableFull> {
+    if insert == Insert::New && map.contains_key(key) {
+        return Err(TableFull);
+    }
+    map.insert(*key, *value);
+    Ok(())
+}
