@@ -1,12 +1,13 @@
 //! The test rig of Weir: a small cluster out of network namespaces on one machine, and the doubles around it.
 //!
 //! Used by the end-to-end tests, the demo and the benchmarks. Agents under test run as real processes;
-//! nothing here links their decision code.
+//! only [`scenario`] links their decision code.
 //!
 //! * [`world`]: namespaces as nodes, pods and clients, and the processes inside them.
 //! * [`bench`]: ratios of Service traffic to straight traffic.
 //! * [`demo`]: the objects of a running world, and the table of paths that `weir-rig demo` prints.
 //! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
+//! * [`scenario`]: scenario files, and the machines that play them; [`suite`]: the test suites.
 //! * [`apiserver`]: an in-process double of the Kubernetes API server.
 
 pub mod apiserver;
@@ -14,4 +15,6 @@ pub mod bench;
 pub mod call;
 pub mod demo;
 pub mod echo;
+pub mod scenario;
+pub mod suite;
 pub mod world;

@@ -1,5 +1,6 @@
 //! Subcommands of `weir-rig`, one variant each; what they do lives in the library or in a file beside this one.
 
+mod scenario;
 mod world;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
@@ -11,6 +12,7 @@ use proxy_rig::{
     call::process,
     demo::{self, DemoArgs},
     echo::Identity,
+    suite::{self, SuiteArgs},
     world::{Placement, reap::reap_dead_runs},
 };
 
@@ -28,6 +30,10 @@ enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
+    /// Run one of the test suites
+    Suite(SuiteArgs),
+    /// Play scenario files and tell what happens to each packet, and why
+    Scenario(scenario::ScenarioArgs),
     /// Bring up a world, print it, keep it until Ctrl-C
     World(world::WorldArgs),
     /// Remove what runs left behind whose owner is dead
@@ -68,6 +74,8 @@ impl Cli {
         match self.command {
             Command::Demo(args) => block_on(demo::run(args)),
             Command::Bench(bench) => block_on(bench::run(bench)),
+            Command::Suite(args) => suite::run(&args),
+            Command::Scenario(args) => scenario::run(&args),
             Command::World(args) => block_on(world::run(args)),
             Command::Reap => reap(),
             Command::ExecIn(args) => exec_in(args),

@@ -17,7 +17,7 @@ const FRAGMENT_HEADER: u8 = 44;
 const DATAGRAM_ID: u16 = 0x1234;
 
 /// The frame of a packet in words.
-pub fn build(spec: &PacketSpec) -> Vec<u8> {
+pub(super) fn build(spec: &PacketSpec) -> Vec<u8> {
     let mut frame = Vec::with_capacity(128 + spec.extras.payload_len);
     frame.extend_from_slice(&DST_MAC);
     frame.extend_from_slice(&SRC_MAC);
@@ -64,7 +64,9 @@ fn transport(spec: &PacketSpec) -> Vec<u8> {
             l4.extend_from_slice(&[0; 8]);
         }
         // An echo request.
-        protocol if is_icmp(protocol) => l4.extend_from_slice(&[if protocol == 1 { 8 } else { 128 }, 0, 0, 0, 0, 7, 0, 1]),
+        protocol if is_icmp(protocol) => {
+            l4.extend_from_slice(&[if protocol == 1 { 8 } else { 128 }, 0, 0, 0, 0, 7, 0, 1])
+        }
         _ => l4.extend_from_slice(&[0; 8]),
     }
     l4.extend_from_slice(&payload);
@@ -164,7 +166,7 @@ fn extension(header: u8, next: u8, fragment: FragmentSpec) -> Vec<u8> {
 }
 
 /// Addresses, ports and protocol of a frame, if it is an IP packet.
-pub fn tuple_of(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
+pub(super) fn tuple_of(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
     fn read<F: ParseFamily>(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr, Packet<F>)>
     where
         F::Addr: Into<IpAddr>,
@@ -175,12 +177,11 @@ pub fn tuple_of(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
         let dst = SocketAddr::new(packet.tuple.dst.into(), packet.tuple.dst_port);
         Some((packet.protocol, src, dst, packet))
     }
-    let found = match ether_type(frame)? {
+    match ether_type(frame)? {
         V4::ETHERTYPE => read::<V4>(frame).map(|(protocol, src, dst, _)| (protocol, src, dst)),
         V6::ETHERTYPE => read::<V6>(frame).map(|(protocol, src, dst, _)| (protocol, src, dst)),
         _ => None,
-    };
-    found
+    }
 }
 
 pub(super) fn ether_type(frame: &[u8]) -> Option<u16> {
@@ -188,7 +189,7 @@ pub(super) fn ether_type(frame: &[u8]) -> Option<u16> {
 }
 
 /// A frame in words, for traces and messages.
-pub fn describe(frame: &[u8]) -> String {
+pub(super) fn describe(frame: &[u8]) -> String {
     let Some((protocol, src, dst)) = tuple_of(frame) else {
         return match ether_type(frame) {
             Some(ether_type) => format!("{} bytes, EtherType {ether_type:#06x}", frame.len()),
@@ -222,7 +223,7 @@ fn l4_offset(frame: &[u8]) -> Option<(usize, Fragment)> {
 }
 
 /// True if all checksums that can be judged are right: IPv4 header, and TCP, UDP or ICMP of an unfragmented packet.
-pub fn checksums_are_right(frame: &[u8]) -> bool {
+pub(super) fn checksums_are_right(frame: &[u8]) -> bool {
     let Some((protocol, src, dst)) = tuple_of(frame) else { return true };
     let v4 = ether_type(frame) == Some(ETH_P_IP);
     let Some((l4, fragment)) = l4_offset(frame) else { return true };
@@ -266,7 +267,8 @@ mod tests {
         let sliced = etherparse::SlicedPacket::from_ethernet(&frame).unwrap();
         let etherparse::TransportSlice::Tcp(tcp) = sliced.transport.unwrap() else { panic!("not TCP") };
         let etherparse::NetSlice::Ipv4(ip) = sliced.net.unwrap() else { panic!("not IPv4") };
-        assert_eq!(tcp.calc_checksum_ipv4(ip.header(), &[]).unwrap(), tcp.checksum());
+        let (src, dst) = (ip.header().source(), ip.header().destination());
+        assert_eq!(tcp.to_header().calc_checksum_ipv4_raw(src, dst, &[]).unwrap(), tcp.checksum());
         assert!(checksums_are_right(&frame));
         assert_eq!(describe(&frame), "tcp 203.0.113.9:40000 > 192.0.2.127:8765 syn");
     }

@@ -14,35 +14,35 @@ const TCP_PSH: u8 = 0x08;
 
 /// A packet in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PacketSpec {
-    pub protocol: u8,
-    pub src: SocketAddr,
-    pub dst: SocketAddr,
-    pub tcp_flags: u8,
-    pub extras: Extras,
+pub(super) struct PacketSpec {
+    pub(super) protocol: u8,
+    pub(super) src: SocketAddr,
+    pub(super) dst: SocketAddr,
+    pub(super) tcp_flags: u8,
+    pub(super) extras: Extras,
 }
 
 /// What makes a packet unusual.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extras {
-    pub payload_len: usize,
-    pub ttl: u8,
+pub(super) struct Extras {
+    pub(super) payload_len: usize,
+    pub(super) ttl: u8,
     /// UDP over IPv4 without a checksum.
-    pub no_checksum: bool,
+    pub(super) no_checksum: bool,
     /// Bytes of IPv4 options (a multiple of 4).
-    pub ip_options: usize,
+    pub(super) ip_options: usize,
     /// The IPv4 header length field, in words, if it is to be wrong.
-    pub ihl: Option<u8>,
+    pub(super) ihl: Option<u8>,
     /// IPv6 extension headers in order (protocol numbers).
-    pub extension_headers: Vec<u8>,
-    pub fragment: FragmentSpec,
-    pub vlan: Option<u16>,
+    pub(super) extension_headers: Vec<u8>,
+    pub(super) fragment: FragmentSpec,
+    pub(super) vlan: Option<u16>,
     /// The frame ends after this many bytes.
-    pub cut: Option<usize>,
+    pub(super) cut: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FragmentSpec {
+pub(super) enum FragmentSpec {
     Whole,
     First,
     Later,
@@ -200,7 +200,7 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr> {
 
 /// Protocol, source and destination of an expected packet; `*` stands for any port, or any address and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TuplePattern {
+pub(super) struct TuplePattern {
     protocol: u8,
     src: EndPattern,
     dst: EndPattern,
@@ -223,7 +223,7 @@ impl TuplePattern {
         Ok(Self { protocol, src: EndPattern::parse(src)?, dst: EndPattern::parse(dst)? })
     }
 
-    pub fn matches(&self, protocol: u8, src: SocketAddr, dst: SocketAddr) -> bool {
+    pub(super) fn matches(&self, protocol: u8, src: SocketAddr, dst: SocketAddr) -> bool {
         self.protocol == protocol && self.src.matches(src) && self.dst.matches(dst)
     }
 }

@@ -117,9 +117,7 @@ fn deletion(text: &str) -> Result<Event> {
     };
     Ok(match kind {
         "Service" => Event::Service(Change::Deleted(ServiceName::new(namespace, name))),
-        "EndpointSlice" => {
-            Event::Slice(Change::Deleted(SliceKey { namespace: namespace.into(), name: name.into() }))
-        }
+        "EndpointSlice" => Event::Slice(Change::Deleted(SliceKey { namespace: namespace.into(), name: name.into() })),
         other => bail!("delete: kind {other} is not read"),
     })
 }

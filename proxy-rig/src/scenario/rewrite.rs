@@ -1,8 +1,6 @@
 //! What a verdict does to the bytes of a frame, computed without the kernel: translation by incremental checksum updates,
 //! and the ICMP error of a refusal. Written apart from the kernel programs, which must come to the same bytes.
 
-use std::net::IpAddr;
-
 use proxy_common::{
     lb::Rewrite,
     net::{
@@ -20,7 +18,7 @@ const QUOTED_TCP: usize = 20;
 const QUOTED_OTHER: usize = 8;
 
 /// Writes the tuple of `rewrite` into the frame and brings the checksums up to date.
-pub fn apply<F: Family>(frame: &mut [u8], packet: &Packet<F>, rewrite: &Rewrite<F>) {
+pub(super) fn apply<F: Family>(frame: &mut [u8], packet: &Packet<F>, rewrite: &Rewrite<F>) {
     if rewrite.changed != 0 {
         let l4 = packet.l4_offset as usize;
         let l3 = packet.l3_offset as usize;
@@ -64,7 +62,7 @@ fn swap_link_addresses(frame: &mut [u8]) {
 }
 
 /// The port unreachable message that answers the frame: from the frontend to the client, back the way it came.
-pub fn refuse<F: Family<Addr: Into<IpAddr>>>(frame: &[u8], packet: &Packet<F>) -> Vec<u8> {
+pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Vec<u8> {
     let l3 = packet.l3_offset as usize;
     let quoted_l4 = if packet.protocol == TCP { QUOTED_TCP } else { QUOTED_OTHER };
     let quote = &frame[l3..frame.len().min(packet.l4_offset as usize + quoted_l4)];

@@ -1,11 +1,7 @@
 //! Plays a scenario on one or more machines: the first gives the outcome, all others must agree. Called by the suites
 //! and by `weir-rig scenario`.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write,
-    net::SocketAddr,
-};
+use std::{collections::BTreeSet, fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use proxy_agent::model::Event;
@@ -24,11 +20,12 @@ pub trait Machine {
     /// Takes over events, until everything is written.
     fn program(&mut self, events: &[Event]) -> Result<()>;
     fn advance(&mut self, seconds: u64) -> Result<()>;
-    fn run(&mut self, hop: &Hop) -> Result<Outcome>;
+    /// Nothing if the machine cannot run this packet.
+    fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>>;
     /// The programmed maps, sorted, ids written as names.
     fn dump(&mut self) -> Result<String>;
-    /// The connection tables, sorted.
-    fn flows(&mut self) -> Result<String>;
+    /// The connection tables, sorted; nothing if they cannot be compared.
+    fn flows(&mut self) -> Result<Option<String>>;
 }
 
 /// Plays `scenario` and tells in `trace` what happened.
@@ -40,7 +37,12 @@ pub fn play(scenario: &Scenario, machines: &mut [Box<dyn Machine + '_>], trace: 
         machine.program(&events).with_context(|| machine.name())?;
     }
     for (number, step) in scenario.steps.iter().enumerate() {
-        let _ = writeln!(trace, "step {}{}", number + 1, step.say.as_deref().map(|it| format!(": {it}")).unwrap_or_default());
+        let _ = writeln!(
+            trace,
+            "step {}{}",
+            number + 1,
+            step.say.as_deref().map(|it| format!(": {it}")).unwrap_or_default()
+        );
         play_step(step, &mut reader, machines, &mut last, trace).with_context(|| format!("step {}", number + 1))?;
     }
     Ok(())
@@ -73,8 +75,8 @@ fn play_step(
                 *last = None;
                 for stage in STAGES {
                     let hop = journey_hop(journey, stage, last.as_deref()).with_context(place)?;
-                    let outcome = play_hop(&hop, machines, trace)
-                        .with_context(|| format!("{}, journey: {stage:?}", place()))?;
+                    let outcome =
+                        play_hop(&hop, machines, trace).with_context(|| format!("{}, journey: {stage:?}", place()))?;
                     *last = Some(outcome.frame);
                 }
             }
@@ -106,33 +108,36 @@ fn play_packet(
 }
 
 fn play_hop(hop: &Hop, machines: &mut [Box<dyn Machine + '_>], trace: &mut String) -> Result<Outcome> {
-    let mut first: Option<Outcome> = None;
-    let mut flows: Option<String> = None;
+    let mut first: Option<(Outcome, Option<String>)> = None;
     for machine in machines.iter_mut() {
         let name = machine.name();
-        let outcome = machine.run(hop).with_context(|| format!("{name}: {}", hop.in_words()))?;
-        let now = machine.flows().context(name)?;
-        match (&first, &flows) {
-            (Some(first), Some(flows)) => {
-                ensure_equal(hop, first, &outcome, name)?;
-                ensure!(*flows == now, "{name}: {}: the connection tables differ\n{}", hop.in_words(), differences(flows, &now));
-            }
-            _ => {
-                let _ = writeln!(trace, "  {:<70} {}", hop.in_words(), outcome.in_words());
-                hop.check(&outcome).with_context(|| hop.in_words())?;
-                first = Some(outcome);
-                flows = Some(now);
-            }
+        let Some(outcome) = machine.run(hop).with_context(|| format!("{name}: {}", hop.in_words()))? else { continue };
+        let flows = machine.flows().context(name)?;
+        let Some((expected, expected_flows)) = &first else {
+            let _ = writeln!(trace, "  {:<70} {}", hop.in_words(), outcome.in_words());
+            hop.check(&outcome).with_context(|| hop.in_words())?;
+            first = Some((outcome, flows));
+            continue;
+        };
+        ensure_equal(hop, expected, &outcome, name)?;
+        if let (Some(expected), Some(flows)) = (expected_flows, &flows) {
+            let place = hop.in_words();
+            ensure!(
+                expected == flows,
+                "{name}: {place}: the connection tables differ\n{}",
+                differences(expected, flows)
+            );
         }
     }
-    first.ok_or_else(|| anyhow!("no machine to play on"))
+    first.map(|(outcome, _)| outcome).ok_or_else(|| anyhow!("no machine to play on"))
 }
 
 fn ensure_equal(hop: &Hop, first: &Outcome, outcome: &Outcome, name: &str) -> Result<()> {
     if first == outcome {
         return Ok(());
     }
-    let mut text = format!("{name} differs at {}: expected {}, got {}", hop.in_words(), first.in_words(), outcome.in_words());
+    let mut text =
+        format!("{name} differs at {}: expected {}, got {}", hop.in_words(), first.in_words(), outcome.in_words());
     if first.frame != outcome.frame {
         let _ = write!(text, "\n  expected {}\n  got      {}", hex(&first.frame), hex(&outcome.frame));
     }
@@ -158,7 +163,11 @@ fn check_maps(step: &Step, machines: &mut [Box<dyn Machine + '_>]) -> Result<()>
     }
     let dump = first.unwrap_or_default();
     if let Some(wanted) = &step.maps {
-        ensure!(wanted.trim() == dump.trim(), "the maps are not as expected\n{}", differences(wanted.trim(), dump.trim()));
+        ensure!(
+            wanted.trim() == dump.trim(),
+            "the maps are not as expected\n{}",
+            differences(wanted.trim(), dump.trim())
+        );
     }
     for line in &step.maps_include {
         ensure!(dump.lines().any(|it| it.trim() == line.trim()), "no line {line:?} in the maps\n{dump}");

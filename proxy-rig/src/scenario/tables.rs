@@ -20,17 +20,17 @@ use proxy_common::{
 
 /// The maps that packets write, of both families. They outlive every change of the objects.
 #[derive(Debug, Default)]
-pub struct Flows {
-    pub v4: FlowsOf<V4>,
-    pub v6: FlowsOf<V6>,
-    pub affinity: RefCell<BTreeMap<AffinityKey, AffinityValue>>,
+pub(super) struct Flows {
+    pub(super) v4: FlowsOf<V4>,
+    pub(super) v6: FlowsOf<V6>,
+    pub(super) affinity: RefCell<BTreeMap<AffinityKey, AffinityValue>>,
 }
 
 #[derive(Debug)]
-pub struct FlowsOf<F: Family> {
-    pub conntrack: RefCell<BTreeMap<FlowKey<F>, Flow<F>>>,
-    pub snat: RefCell<BTreeMap<FlowKey<F>, SnatEntry<F>>>,
-    pub socks: RefCell<BTreeMap<SockKey<F>, SockPeer<F>>>,
+pub(super) struct FlowsOf<F: Family> {
+    pub(super) conntrack: RefCell<BTreeMap<FlowKey<F>, Flow<F>>>,
+    pub(super) snat: RefCell<BTreeMap<FlowKey<F>, SnatEntry<F>>>,
+    pub(super) socks: RefCell<BTreeMap<SockKey<F>, SockPeer<F>>>,
 }
 
 impl<F: Family> Default for FlowsOf<F> {
@@ -40,7 +40,7 @@ impl<F: Family> Default for FlowsOf<F> {
 }
 
 /// A family as the rig handles it: finds its half of the tables.
-pub trait RigFamily: TranslatedFamily + MapFamily {
+pub(super) trait RigFamily: TranslatedFamily + MapFamily {
     fn flows(all: &Flows) -> &FlowsOf<Self>;
 }
 
@@ -58,18 +58,18 @@ impl RigFamily for V6 {
 
 /// What the kernel answers beside the maps: routes, and connected sockets.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub(super) struct Surroundings {
     /// Longest prefix first.
-    pub routes: Vec<(IpNet, u32)>,
+    pub(super) routes: Vec<(IpNet, u32)>,
     /// Remote and local end of connected UDP sockets.
-    pub udp_sockets: Vec<(SocketAddr, SocketAddr)>,
+    pub(super) udp_sockets: Vec<(SocketAddr, SocketAddr)>,
 }
 
-pub struct ModelTables<'a> {
-    pub config: Config,
-    pub programmed: &'a Actual,
-    pub flows: &'a Flows,
-    pub surroundings: &'a Surroundings,
+pub(super) struct ModelTables<'a> {
+    pub(super) config: Config,
+    pub(super) programmed: &'a Actual,
+    pub(super) flows: &'a Flows,
+    pub(super) surroundings: &'a Surroundings,
 }
 
 impl<F: RigFamily> Tables<F> for ModelTables<'_> {
@@ -149,12 +149,7 @@ impl<F: RigFamily> Tables<F> for ModelTables<'_> {
     }
 }
 
-fn put<K: Ord + Copy, V: Copy>(
-    map: &mut BTreeMap<K, V>,
-    key: &K,
-    value: &V,
-    insert: Insert,
-) -> Result<(), TableFull> {
+fn put<K: Ord + Copy, V: Copy>(map: &mut BTreeMap<K, V>, key: &K, value: &V, insert: Insert) -> Result<(), TableFull> {
     if insert == Insert::New && map.contains_key(key) {
         return Err(TableFull);
     }

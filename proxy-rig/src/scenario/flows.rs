@@ -1,0 +1,69 @@
+//! The connection tables in words, one entry a line, sorted: what two executors compare after each packet.
+
+use std::fmt::Write;
+
+use proxy_common::net::Family;
+
+use super::tables::{Flows, FlowsOf};
+
+pub(super) fn flows_text(flows: &Flows) -> String {
+    let mut text = String::new();
+    family_text(&flows.v4, &mut text);
+    family_text(&flows.v6, &mut text);
+    for (key, value) in flows.affinity.borrow().iter() {
+        let _ = writeln!(
+            text,
+            "affinity of service-port {} {:?} {:08x?}: backend {} generation {} used {}",
+            key.service, key.by, key.client, value.backend, value.generation, value.last_used_s
+        );
+    }
+    text
+}
+
+fn family_text<F: Family>(flows: &FlowsOf<F>, text: &mut String) {
+    for (key, flow) in flows.conntrack.borrow().iter() {
+        let _ = writeln!(
+            text,
+            "{:?} {} {}:{} > {}:{}: {:?} client port {} frontend {}:{} backend {}:{} ({}, generation {}) source {}:{} \
+             interface {} seen {} healed {} flags {:#x} check {:08x}",
+            flow.kind,
+            key.protocol,
+            key.src,
+            key.src_port,
+            key.dst,
+            key.dst_port,
+            flow.state,
+            flow.client_port,
+            flow.frontend,
+            flow.frontend_port,
+            flow.backend,
+            flow.backend_port,
+            flow.backend_id,
+            flow.generation,
+            flow.source,
+            flow.source_port,
+            flow.ifindex,
+            flow.last_seen_s,
+            flow.healed_s,
+            flow.flags,
+            flow.check,
+        );
+    }
+    for (key, entry) in flows.snat.borrow().iter() {
+        let _ = writeln!(
+            text,
+            "snat {} {}:{} > {}:{}: {:?} client {}:{} seen {} flags {:#x} check {:08x}",
+            key.protocol,
+            key.src,
+            key.src_port,
+            key.dst,
+            key.dst_port,
+            entry.state,
+            entry.client,
+            entry.client_port,
+            entry.last_seen_s,
+            entry.flags,
+            entry.check,
+        );
+    }
+}

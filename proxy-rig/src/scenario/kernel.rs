@@ -1,0 +1,241 @@
+//! The executor over the loaded kernel programs: the same reconciler writes into real maps, and packets go through tc_ingress
+//! and tc_egress by BPF_PROG_TEST_RUN. Nothing is attached.
+
+use std::{
+    fs,
+    net::UdpSocket,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{HashMap, Map, MapData, PerCpuArray},
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use proxy_agent::{dataplane::KernelMaps, loader::Capacities, model::Event, object};
+use proxy_common::{
+    abi::{Action, Config, Flow, FlowKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
+    net::{ETH_LEN, Family, IPV4_MIN_LEN, IPV6_LEN, V4, V6},
+};
+
+use super::{
+    control::Control,
+    expect::Outcome,
+    flows::flows_text,
+    frame::ether_type,
+    hop::{Hook, Hop},
+    model::backend_in_words,
+    node::SimulatedNode,
+    run::Machine,
+    tables::{Flows, FlowsOf},
+};
+
+const PIN_DIR: &str = "/sys/fs/bpf/weir-scenario";
+/// Entries per map of the agent; all of them are read after each step.
+const SMALL: u32 = 512;
+/// Entries per LRU map: each CPU takes them in batches, and a scenario must not lose any.
+const LRU: u32 = 8192;
+/// Room for an ICMP error in front of a packet.
+const GROWTH: usize = 128;
+// What a tc program returns.
+const TCX_NEXT: u32 = u32::MAX;
+const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
+/// Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h).
+const SKB_INGRESS_IFINDEX: usize = 36;
+const SKB_IFINDEX: usize = 40;
+const SKB_LEN: usize = 44;
+/// Some interface that a forwarded packet came in by.
+const CAME_IN_BY: u32 = 1;
+
+/// Must live on a thread of [`super::in_private_netns`].
+pub struct KernelMachine {
+    node: SimulatedNode,
+    control: Control<KernelMaps>,
+    ebpf: Ebpf,
+    config: Config,
+    /// Connected sockets of the node, open as long as the machine lives.
+    _sockets: Vec<UdpSocket>,
+}
+
+impl KernelMachine {
+    pub fn new(node: SimulatedNode) -> Result<Self> {
+        fs::create_dir_all(PIN_DIR).context(PIN_DIR)?;
+        let config = node.config();
+        let ebpf = load(&config)?;
+        let control = Control::new(&node, KernelMaps::from_pins(Path::new(PIN_DIR))?)?;
+        let mut sockets = Vec::new();
+        for socket in &node.spec().udp_sockets {
+            let open = UdpSocket::bind(socket.local).with_context(|| format!("UDP socket on {}", socket.local))?;
+            open.connect(socket.remote).with_context(|| format!("UDP socket to {}", socket.remote))?;
+            sockets.push(open);
+        }
+        Ok(Self { node, control, ebpf, config, _sockets: sockets })
+    }
+
+    /// One run of a hook: what it returned, and the packet afterwards.
+    fn test_run(&mut self, hop: &Hop, ifindex: u32) -> Result<(u32, Vec<u8>)> {
+        let name = if hop.place.hook == Hook::Ingress { "tc_ingress" } else { "tc_egress" };
+        let program: &SchedClassifier = self.ebpf.program(name).with_context(|| name)?.try_into()?;
+        let ingress_ifindex = match (hop.place.hook, hop.place.own) {
+            (Hook::Ingress, _) => ifindex,
+            (Hook::Egress, true) => 0,
+            (Hook::Egress, false) => CAME_IN_BY,
+        };
+        let mut context = [0; SKB_LEN];
+        context[SKB_INGRESS_IFINDEX..SKB_INGRESS_IFINDEX + 4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut frame = vec![0; hop.frame.len() + GROWTH];
+        let options = TestRunOptions {
+            data_in: Some(&hop.frame),
+            data_out: Some(&mut frame),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).with_context(|| format!("BPF_PROG_TEST_RUN of {name}"))?;
+        frame.truncate(result.data_size_out as usize);
+        Ok((result.return_value, frame))
+    }
+
+    fn verdict(&self) -> Result<VerdictRecord> {
+        let records: PerCpuArray<_, VerdictRecord> = self.map(names::VERDICT)?.try_into()?;
+        let cpu = nix::sched::sched_getcpu().context("sched_getcpu")?;
+        records.get(&0, 0)?.get(cpu).copied().context("no verdict record of this CPU")
+    }
+
+    fn counters(&self) -> Result<[u64; REASON_SLOTS]> {
+        let per_cpu: PerCpuArray<_, u64> = self.map(names::COUNTERS)?.try_into()?;
+        let mut counters = [0; REASON_SLOTS];
+        for (reason, counter) in (0u32..).zip(&mut counters) {
+            *counter = per_cpu.get(&reason, 0)?.iter().sum();
+        }
+        Ok(counters)
+    }
+
+    fn map(&self, name: &str) -> Result<&Map> {
+        self.ebpf.map(name).with_context(|| format!("no map {name}"))
+    }
+
+    fn read_flows<F: Family>(&self, conntrack: &str, snat: &str) -> Result<FlowsOf<F>>
+    where
+        FlowKey<F>: Pod,
+        Flow<F>: Pod,
+        SnatEntry<F>: Pod,
+    {
+        let flows = FlowsOf::default();
+        let map: HashMap<&MapData, FlowKey<F>, Flow<F>> = self.map(conntrack)?.try_into()?;
+        *flows.conntrack.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
+        let map: HashMap<&MapData, FlowKey<F>, SnatEntry<F>> = self.map(snat)?.try_into()?;
+        *flows.snat.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
+        Ok(flows)
+    }
+}
+
+/// Loads the two packet programs; the maps are those that are pinned, or new ones that are pinned then.
+fn load(config: &Config) -> Result<Ebpf> {
+    let capacities = Capacities { conntrack: LRU, snat: LRU, affinity: LRU, sockets: LRU, ..small() };
+    let mut loader = EbpfLoader::new();
+    loader.override_global("CONFIG", config, true);
+    for name in names::PINNED {
+        loader.map_pin_path(name, PathBuf::from(PIN_DIR).join(name));
+        if let Some(entries) = capacities.of(name) {
+            loader.map_max_entries(name, entries);
+        }
+    }
+    let mut ebpf = loader.load(object::embedded()?).context("loading the maps")?;
+    for name in ["tc_ingress", "tc_egress"] {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).with_context(|| name)?.try_into()?;
+        program.load().with_context(|| format!("loading {name}"))?;
+    }
+    Ok(ebpf)
+}
+
+/// BPF_PROG_TEST_RUN wants the link header and, behind an IP EtherType, the whole network header (seen on Linux 6.18).
+fn shortest(frame: &[u8]) -> usize {
+    match ether_type(frame) {
+        Some(V4::ETHERTYPE) => ETH_LEN + IPV4_MIN_LEN,
+        Some(V6::ETHERTYPE) => ETH_LEN + IPV6_LEN,
+        _ => ETH_LEN + 1,
+    }
+}
+
+fn small() -> Capacities {
+    Capacities {
+        addresses: SMALL,
+        services: SMALL,
+        sets: SMALL,
+        rings: SMALL,
+        backends: SMALL,
+        source_ranges: SMALL,
+        interfaces: SMALL,
+        port_names: SMALL,
+        ..Capacities::default()
+    }
+}
+
+impl Machine for KernelMachine {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn program(&mut self, events: &[Event]) -> Result<()> {
+        self.control.program(events)
+    }
+
+    /// The clock is a constant of the loaded programs, so they are loaded anew; the maps stay.
+    fn advance(&mut self, seconds: u64) -> Result<()> {
+        self.config.fixed_now_ns += seconds * 1_000_000_000;
+        self.ebpf = load(&self.config)?;
+        self.control.advance(seconds)
+    }
+
+    fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>> {
+        if hop.frame.len() < shortest(&hop.frame) {
+            return Ok(None);
+        }
+        let interface = &hop.place.interface;
+        let ifindex = self.node.index_of(interface).with_context(|| format!("interface {interface}"))?;
+        let before = self.counters()?;
+        let (returned, frame) = self.test_run(hop, ifindex)?;
+        let verdict = self.verdict()?;
+        let mut expected = before;
+        expected[verdict.reason as usize] += 1;
+        ensure!(self.counters()? == expected, "the packet was not counted once as {}", verdict.reason.name());
+        let wanted = match verdict.action {
+            Action::Pass => TCX_NEXT,
+            Action::Drop => TC_ACT_SHOT,
+            Action::Redirect | Action::Reply => TC_ACT_REDIRECT,
+        };
+        if returned != wanted {
+            bail!("the program returned {returned}, its record says {:?} ({})", verdict.action, verdict.reason.name());
+        }
+        let actual = self.control.actual();
+        let backend = match ether_type(&hop.frame) {
+            Some(V6::ETHERTYPE) => backend_in_words::<V6>(actual, verdict.backend),
+            _ => backend_in_words::<V4>(actual, verdict.backend),
+        };
+        Ok(Some(Outcome {
+            action: verdict.action,
+            reason: verdict.reason,
+            interface: (verdict.action == Action::Redirect).then(|| self.node.name_of(verdict.ifindex)),
+            backend,
+            frame: if verdict.action == Action::Drop { hop.frame.clone() } else { frame },
+        }))
+    }
+
+    fn dump(&mut self) -> Result<String> {
+        self.control.dump()
+    }
+
+    fn flows(&mut self) -> Result<Option<String>> {
+        let flows = Flows {
+            v4: self.read_flows::<V4>(names::CONNTRACK_V4, names::SNAT_V4)?,
+            v6: self.read_flows::<V6>(names::CONNTRACK_V6, names::SNAT_V6)?,
+            ..Flows::default()
+        };
+        let affinity: HashMap<&MapData, _, _> = self.map(names::AFFINITY)?.try_into()?;
+        *flows.affinity.borrow_mut() = affinity.iter().collect::<Result<_, _>>()?;
+        Ok(Some(flows_text(&flows)))
+    }
+}

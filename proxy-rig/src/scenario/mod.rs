@@ -1,0 +1,29 @@
+//! Scenarios: files that hold Kubernetes objects, packets and what is expected of them, and the machines that play them.
+//! docs/testing.md describes the format. Reading order: file.rs, run.rs, model.rs, kernel.rs.
+//!
+//! The agent's code up to the maps, and the decision code of proxy-common, run here in this process.
+
+mod control;
+mod expect;
+mod file;
+mod flows;
+mod frame;
+mod hop;
+mod kernel;
+mod model;
+mod node;
+mod notation;
+mod objects;
+mod rewrite;
+mod run;
+mod sandbox;
+mod tables;
+
+pub use expect::{Expectation, Outcome};
+pub use file::{NodeSpec, Scenario};
+pub use hop::{Hook, Hop, Place};
+pub use kernel::KernelMachine;
+pub use model::ModelMachine;
+pub use node::SimulatedNode;
+pub use run::{Machine, play};
+pub use sandbox::in_private_netns;

@@ -1,0 +1,151 @@
+//! The executor without a kernel: objects through the agent's own code into a fake dataplane, packets through the decision
+//! code of proxy-common.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use proxy_agent::{
+    dataplane::{FakeMaps, Injection, MapFamily},
+    model::Event,
+};
+use proxy_common::{
+    abi::{Action, BackendState, Config, Reason},
+    lb::{Env, Verdict, Work, decide_egress, decide_ingress},
+    net::{ETH_LEN, Family, Packet, ParseError, V4, V6, parse_packet},
+};
+
+use super::{
+    control::Control,
+    expect::Outcome,
+    flows::flows_text,
+    frame::ether_type,
+    hop::{Hook, Hop},
+    node::SimulatedNode,
+    rewrite,
+    run::Machine,
+    tables::{Flows, ModelTables, RigFamily},
+};
+
+pub struct ModelMachine {
+    name: &'static str,
+    node: SimulatedNode,
+    control: Control<FakeMaps>,
+    flows: Flows,
+    config: Config,
+    /// Ids depend on which writes failed; the connection tables hold some.
+    same_ids: bool,
+}
+
+impl ModelMachine {
+    pub fn new(node: SimulatedNode) -> Result<Self> {
+        Self::with("model", node, FakeMaps::default(), true)
+    }
+
+    /// One in ten writes to the maps fails and is tried again.
+    pub fn failing(node: SimulatedNode, seed: u64) -> Result<Self> {
+        let maps = FakeMaps { injection: Injection::random(0.1, seed), ..FakeMaps::default() };
+        Self::with("model with failing maps", node, maps, false)
+    }
+
+    fn with(name: &'static str, node: SimulatedNode, maps: FakeMaps, same_ids: bool) -> Result<Self> {
+        let config = node.config();
+        let control = Control::new(&node, maps)?;
+        Ok(Self { name, node, control, flows: Flows::default(), config, same_ids })
+    }
+
+    fn decide(&mut self, hop: &Hop) -> (Verdict, Vec<u8>) {
+        match ether_type(&hop.frame) {
+            Some(V4::ETHERTYPE) => self.decide_family::<V4>(hop),
+            Some(V6::ETHERTYPE) => self.decide_family::<V6>(hop),
+            _ => (Verdict::pass(Reason::NotIp), hop.frame.clone()),
+        }
+    }
+
+    fn decide_family<F: RigFamily>(&mut self, hop: &Hop) -> (Verdict, Vec<u8>) {
+        let tables = ModelTables {
+            config: self.config,
+            programmed: self.control.actual(),
+            flows: &self.flows,
+            surroundings: self.node.surroundings(),
+        };
+        let ifindex = self.node.index_of(&hop.place.interface).unwrap_or(0);
+        let env = Env { ifindex, own: hop.place.own };
+        let mut frame = hop.frame.clone();
+        let mut work = Work::<F>::new(Packet::EMPTY);
+        match parse_packet(&frame[..], ETH_LEN, &mut work.packet) {
+            Ok(()) => {}
+            Err(ParseError::Malformed) => return (Verdict::pass(Reason::Malformed), frame),
+            Err(ParseError::TooManyHeaders) => return (Verdict::pass(Reason::TooManyHeaders), frame),
+        }
+        let verdict = match hop.place.hook {
+            Hook::Ingress => decide_ingress(&tables, &env, &mut work),
+            Hook::Egress => decide_egress(&tables, &env, &mut work),
+        };
+        match verdict.action {
+            Action::Drop => {}
+            Action::Reply => frame = rewrite::refuse(&frame, &work.packet),
+            Action::Pass | Action::Redirect => rewrite::apply(&mut frame, &work.packet, &work.rewrite),
+        }
+        (verdict, frame)
+    }
+
+    fn backend_text(&self, hop: &Hop, id: u32) -> Option<String> {
+        let actual = self.control.actual();
+        match ether_type(&hop.frame) {
+            Some(V6::ETHERTYPE) => backend_in_words::<V6>(actual, id),
+            _ => backend_in_words::<V4>(actual, id),
+        }
+    }
+}
+
+/// `SERVICE-PORT ADDRESS:PORT`, or the number of a backend that is gone.
+pub(super) fn backend_in_words<F: MapFamily>(actual: &proxy_agent::dataplane::Actual, id: u32) -> Option<String> {
+    if id == 0 {
+        return None;
+    }
+    let backend = F::tables(actual).backend(id);
+    if matches!(backend.state, BackendState::Free) {
+        return Some("gone".to_owned());
+    }
+    let name = actual.port_names.get(&backend.service).map(|name| {
+        let end = name.text.iter().position(|byte| *byte == 0).unwrap_or(name.text.len());
+        String::from_utf8_lossy(&name.text[..end]).into_owned()
+    });
+    let address = SocketAddr::new(F::to_ip(backend.addr), backend.port);
+    Some(format!("{} {address}", name.unwrap_or_else(|| format!("service-port {}", backend.service))))
+}
+
+impl Machine for ModelMachine {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn program(&mut self, events: &[Event]) -> Result<()> {
+        self.control.program(events)
+    }
+
+    fn advance(&mut self, seconds: u64) -> Result<()> {
+        self.config.fixed_now_ns += seconds * 1_000_000_000;
+        self.control.advance(seconds)
+    }
+
+    fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>> {
+        self.node.index_of(&hop.place.interface).with_context(|| format!("interface {}", hop.place.interface))?;
+        let (verdict, frame) = self.decide(hop);
+        Ok(Some(Outcome {
+            action: verdict.action,
+            reason: verdict.reason,
+            interface: (verdict.action == Action::Redirect).then(|| self.node.name_of(verdict.ifindex)),
+            backend: self.backend_text(hop, verdict.backend),
+            frame,
+        }))
+    }
+
+    fn dump(&mut self) -> Result<String> {
+        self.control.dump()
+    }
+
+    fn flows(&mut self) -> Result<Option<String>> {
+        Ok(self.same_ids.then(|| flows_text(&self.flows)))
+    }
+}

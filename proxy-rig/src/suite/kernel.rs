@@ -1,0 +1,27 @@
+//! Each scenario through the loaded kernel programs, beside the model.
+
+use anyhow::Result;
+use libtest_mimic::Trial;
+
+use super::{play_or_tell, root_trial, scenario_dir};
+use crate::scenario::{KernelMachine, Machine, ModelMachine, Scenario, SimulatedNode, in_private_netns};
+
+pub(super) fn tests() -> Result<Vec<Trial>> {
+    let scenarios = Scenario::read_all(&scenario_dir())?;
+    Ok(scenarios
+        .into_iter()
+        .map(|scenario| {
+            let name = scenario.name.clone();
+            root_trial(&name, move || test(&scenario))
+        })
+        .collect())
+}
+
+fn test(scenario: &Scenario) -> Result<()> {
+    let node = SimulatedNode::new(&scenario.node)?;
+    in_private_netns(&node, || {
+        let mut machines: Vec<Box<dyn Machine>> =
+            vec![Box::new(ModelMachine::new(node.clone())?), Box::new(KernelMachine::new(node.clone())?)];
+        play_or_tell(scenario, &mut machines)
+    })
+}
