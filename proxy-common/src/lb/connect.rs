@@ -74,6 +74,7 @@ pub fn connect<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) ->
     if request.protocol == UDP
         && let Some(peer) = sticky(tables, request)
     {
+        show_as(tables, request, &peer);
         return SockOutcome::To { addr: peer.addr, port: peer.port, reason: Reason::SockSticky };
     }
     let client = Client::by_netns::<F>(tables.random(), request.netns);
@@ -119,6 +120,18 @@ fn sticky<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) -> Opti
     let backend = tables.backend(peer.backend_id)?;
     let serving = matches!(backend.state, BackendState::Serving) && backend.generation == peer.generation;
     serving.then_some(peer)
+}
+
+/// Answers of `peer` must be shown as the frontend of `request`: the entry may have been evicted, or tell of another frontend of
+/// this socket that shares the backend.
+#[inline(always)]
+fn show_as<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>, peer: &SockPeer<F>) {
+    let there = SockRequest { addr: peer.addr, port: peer.port, ..*request };
+    let key = sock_key(&there, SockDirection::Reply);
+    let shown = SockPeer { addr: request.addr, port: request.port, ..*peer };
+    if tables.sock(&key) != Some(shown) {
+        let _ = tables.put_sock(&key, &shown);
+    }
 }
 
 #[inline(always)]

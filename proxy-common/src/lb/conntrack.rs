@@ -1,11 +1,14 @@
 //! Known flows: the state of a connection, and the care for its other half.
 
+use super::snat::{SnatOwner, keep_snat};
 use super::tables::{Insert, Tables};
 use crate::abi::{BackendState, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState};
 use crate::net::{Address, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// A flow's other half is looked after at most once in this time.
 pub const HEAL_INTERVAL_S: u32 = 1;
+/// Linux repeats a SYN+ACK for this long (net.ipv4.tcp_synack_retries is 5).
+const SYN_ACK_TIMEOUT_S: u32 = 63;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {
@@ -100,9 +103,9 @@ fn is_over<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, packet: &Packet<
     }
     match flow.state {
         FlowState::Closed => true,
-        // Not answered yet, and its endpoint went away: the retransmission may go elsewhere.
-        FlowState::New => is_gone(tables, flow),
-        _ => false,
+        // A retransmission, or a client that uses the port again after its endpoint died without a word: there is no one left
+        // to answer it.
+        _ => is_gone(tables, flow),
     }
 }
 
@@ -130,19 +133,24 @@ pub(super) fn stack_port<F: Family>(flow: &Flow<F>) -> u16 {
 
 /// Makes the other half anew if it was evicted; looking at it also keeps it from being the next to go.
 #[inline(always)]
-pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &mut Flow<F>) {
+pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &mut Flow<F>, packet: &Packet<F>) {
     let port = stack_port(flow);
     let reply = reply_key(flow, key.src, port, key.protocol);
     let check = reply.check();
     flow.check = check;
-    if tables.flow(&reply, |there| there.check == check) != Some(true) {
+    if tables.flow(&reply, |there| there.check == check && !matches!(there.kind, FlowKind::None)) != Some(true) {
         flow.kind = FlowKind::Reply;
         let _ = tables.put_flow(&reply, flow, Insert::Any);
+    }
+    if flow.flags & FLOW_HAIRPIN != 0 {
+        let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, key.protocol);
+        let owner = SnatOwner { client: key.src, client_port: port, flags: FLOW_HAIRPIN };
+        let _ = keep_snat(tables, &snat, &owner, packet.tcp_flags, flow.last_seen_s);
     }
     if flow.flags & FLOW_SNAT != 0 {
         let source = FlowKey::<F>::new(key.src, port, flow.backend, flow.backend_port, key.protocol);
         let check = source.check();
-        if tables.flow(&source, |there| there.check == check) != Some(true) {
+        if tables.flow(&source, |there| there.check == check && !matches!(there.kind, FlowKind::None)) != Some(true) {
             flow.kind = FlowKind::Source;
             flow.check = check;
             flow.source = F::Addr::ZERO;
@@ -152,7 +160,8 @@ pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: 
     }
 }
 
-/// Tells the forward half of a reply's SYN, FIN or RST: it alone holds the connection's state.
+/// Tells the forward half of a reply's SYN, FIN or RST: it alone holds the connection's state. False if the reply opens a
+/// connection that the forward half knows nothing of.
 #[inline(always)]
 pub(super) fn note_reply<F: Family, T: Tables<F>>(
     tables: &T,
@@ -160,20 +169,61 @@ pub(super) fn note_reply<F: Family, T: Tables<F>>(
     client: F::Addr,
     packet: &Packet<F>,
     now_s: u32,
-) {
+) -> bool {
     if packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
-        return;
+        return true;
     }
+    let opens = packet.tcp_flags & TCP_SYN != 0;
     let key = FlowKey::<F>::new(client, reply.client_port, reply.frontend, reply.frontend_port, packet.protocol);
     let check = key.check();
-    tables.flow(&key, |forward| {
-        if forward.check == check
-            && forward.backend == reply.backend
-            && forward.backend_port == reply.backend_port
-            && !matches!(forward.state, FlowState::Closed)
-        {
+    let live = tables.flow(&key, |forward| {
+        let live = forward.check == check && is_live(forward, reply, opens, now_s);
+        if live {
             forward.state = next_state(forward.state, packet.tcp_flags, Side::Backend);
             forward.last_seen_s = now_s;
+        }
+        live
+    });
+    !opens || live == Some(true)
+}
+
+/// True if a SYN of the client towards the backend does not belong to the flow of the half `source`.
+#[inline(always)]
+pub(super) fn is_foreign_syn<F: Family, T: Tables<F>>(
+    tables: &T,
+    source: &Flow<F>,
+    packet: &Packet<F>,
+    now_s: u32,
+) -> bool {
+    if !packet.is_syn() {
+        return false;
+    }
+    let client = packet.tuple.src;
+    let key = FlowKey::<F>::new(client, source.client_port, source.frontend, source.frontend_port, packet.protocol);
+    let check = key.check();
+    tables.flow(&key, |forward| forward.check == check && is_live(forward, source, true, now_s)) != Some(true)
+}
+
+/// True if `half` belongs to the connection of `forward`. A client that calls the backend directly from a port that it had
+/// used for the frontend meets halves that nobody removed: such a connection opens without a SYN to the frontend just before.
+#[inline(always)]
+fn is_live<F: Family>(forward: &Flow<F>, half: &Flow<F>, opens: bool, now_s: u32) -> bool {
+    let recent = !opens
+        || matches!(forward.state, FlowState::New)
+        || now_s.wrapping_sub(forward.last_seen_s) <= SYN_ACK_TIMEOUT_S;
+    recent
+        && forward.backend == half.backend
+        && forward.backend_port == half.backend_port
+        && !matches!(forward.state, FlowState::Closed)
+}
+
+/// Takes a half whose connection is over out of the way.
+#[inline(always)]
+pub(super) fn forget_half<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>) {
+    let check = key.check();
+    tables.flow(key, |half| {
+        if half.check == check {
+            half.kind = FlowKind::None;
         }
     });
 }

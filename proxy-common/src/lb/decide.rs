@@ -4,15 +4,15 @@
 //! stack. At egress a packet to another node gets our source address, and a reply its frontend as source. So the stack and
 //! its filters always see client and endpoint.
 
-use super::conntrack::{Known, heal, lookup_conntrack, note_reply};
+use super::conntrack::{HEAL_INTERVAL_S, Known, forget_half, heal, is_foreign_syn, lookup_conntrack, note_reply};
 use super::new_flow::{forward, new_flow};
 use super::snat::{
-    NodeAddress, Search, SnatRequest, is_hairpin, is_our_port, lookup_snat, node_address, note_forward, plan_snat,
+    NodeAddress, SnatOwner, SnatRequest, is_hairpin, is_our_port, keep_snat, lookup_snat, node_address, plan_snat,
 };
 use super::tables::Tables;
 use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{ADDR_NODE, Action, FLOW_OWN, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SnatEntry};
-use crate::net::{Family, Fragment, Packet, ParseFamily};
+use crate::net::{Family, Fragment, Packet, ParseFamily, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// A family that Weir translates.
 pub trait TranslatedFamily: Family + ParseFamily + NodeAddress {}
@@ -40,7 +40,10 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
     match known {
         Known::Forward | Known::ForwardHeal => known_forward(tables, env, work, known),
         Known::OwnReply => {
-            note_reply(tables, flow, packet.tuple.dst, packet, now_s);
+            if !note_reply(tables, flow, packet.tuple.dst, packet, now_s) {
+                forget_half(tables, key);
+                return Verdict::pass(Reason::NoFlow);
+            }
             rewrite.set_src(flow.frontend, flow.frontend_port);
             rewrite.set_dst(packet.tuple.dst, flow.client_port);
             Verdict::new(Action::Pass, Reason::OwnReply, flow.backend_id)
@@ -53,7 +56,7 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
 /// A packet that leaves the node's network namespace.
 #[inline(always)]
 pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
-    let Work { packet, rewrite, key, flow, search, .. } = work;
+    let Work { packet, rewrite, key, flow, .. } = work;
     rewrite.start(packet);
     if !packet.has_ports() {
         return Verdict::pass(without_ports(packet));
@@ -69,10 +72,10 @@ pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, w
         there.kind
     });
     match kind {
-        Some(FlowKind::Reply) if flow.flags & FLOW_OWN == 0 => reply(tables, env, packet, flow, now_s, rewrite),
-        Some(FlowKind::Source) => source(tables, env, packet, key, flow, search, rewrite),
+        Some(FlowKind::Reply) if flow.flags & FLOW_OWN == 0 => reply(tables, env, work, now_s),
+        Some(FlowKind::Source) => source(tables, env, work, now_s),
         _ if env.own => own_packet(tables, env, work, now_s),
-        _ => Verdict::pass(Reason::NoTranslation),
+        _ => untranslated(tables, packet, now_s),
     }
 }
 
@@ -87,7 +90,7 @@ fn known_forward<F: TranslatedFamily, T: Tables<F>>(
     let Work { packet, rewrite, key, flow, .. } = work;
     let verdict = forward(tables, env, packet, flow, Reason::Forward, rewrite);
     if known == Known::ForwardHeal {
-        heal(tables, key, flow);
+        heal(tables, key, flow, packet);
     }
     verdict
 }
@@ -131,7 +134,7 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
     });
     match found {
         Some(true) => {
-            note_reply(tables, flow, entry.client, packet, now_s);
+            let _ = note_reply(tables, flow, entry.client, packet, now_s);
             rewrite.set_src(flow.frontend, flow.frontend_port);
             rewrite.set_dst(entry.client, flow.client_port);
             rewrite.bounce = true;
@@ -143,15 +146,12 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
 
 /// At egress: an answer on its way to the client.
 #[inline(always)]
-fn reply<F: TranslatedFamily, T: Tables<F>>(
-    tables: &T,
-    env: &Env,
-    packet: &Packet<F>,
-    flow: &Flow<F>,
-    now_s: u32,
-    rewrite: &mut Rewrite<F>,
-) -> Verdict {
-    note_reply(tables, flow, packet.tuple.dst, packet, now_s);
+fn reply<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>, now_s: u32) -> Verdict {
+    let Work { packet, rewrite, key, flow, .. } = work;
+    if !note_reply(tables, flow, packet.tuple.dst, packet, now_s) {
+        forget_half(tables, key);
+        return Verdict::pass(Reason::NoTranslation);
+    }
     rewrite.set_src(flow.frontend, flow.frontend_port);
     rewrite.set_dst(packet.tuple.dst, flow.client_port);
     if flow.ifindex != env.ifindex && is_uplink(tables, env.ifindex) && is_uplink(tables, flow.ifindex) {
@@ -168,24 +168,20 @@ fn is_uplink<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
 
 /// At egress: a translated packet on its way to another node gets the node's address on this link.
 #[inline(always)]
-fn source<F: TranslatedFamily, T: Tables<F>>(
-    tables: &T,
-    env: &Env,
-    packet: &Packet<F>,
-    key: &FlowKey<F>,
-    flow: &Flow<F>,
-    search: &mut Search<F>,
-    rewrite: &mut Rewrite<F>,
-) -> Verdict {
-    if flow.source_port != 0 {
-        note_forward(tables, flow, packet, tables.now_s());
+fn source<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>, now_s: u32) -> Verdict {
+    let Work { packet, rewrite, key, flow, search, .. } = work;
+    if is_foreign_syn(tables, flow, packet, now_s) {
+        forget_half(tables, key);
+        return untranslated(tables, packet, now_s);
+    }
+    if flow.source_port != 0 && still_ours(tables, packet, key, flow, now_s) {
         rewrite.set_src(flow.source, flow.source_port);
         return Verdict::new(Action::Pass, Reason::Snat, flow.backend_id);
     }
     let Some(node) = node_address::<F, T>(tables, env.ifindex) else {
         return Verdict::new(Action::Drop, Reason::NoNodeAddress, flow.backend_id);
     };
-    let heal = !matches!(flow.state, FlowState::New);
+    let heal = flow.source_port != 0 || !matches!(flow.state, FlowState::New);
     let request = SnatRequest { client_port: packet.tuple.src_port, node, flags: 0, heal };
     let port = plan_snat(tables, packet, flow, request, search);
     if port == 0 {
@@ -199,13 +195,48 @@ fn source<F: TranslatedFamily, T: Tables<F>>(
     Verdict::new(Action::Pass, Reason::Snat, flow.backend_id)
 }
 
+/// Looks after the SNAT entry of a flow, at most once a second and when the connection changes its state. False if another flow
+/// has the port by now.
+#[inline(always)]
+fn still_ours<F: TranslatedFamily, T: Tables<F>>(
+    tables: &T,
+    packet: &Packet<F>,
+    key: &FlowKey<F>,
+    flow: &Flow<F>,
+    now_s: u32,
+) -> bool {
+    let due = now_s.wrapping_sub(flow.healed_s) >= HEAL_INTERVAL_S;
+    if !due && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
+        return true;
+    }
+    if due {
+        tables.flow(key, |flow| flow.healed_s = now_s);
+    }
+    let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, packet.protocol);
+    let owner = SnatOwner { client: packet.tuple.src, client_port: packet.tuple.src_port, flags: 0 };
+    keep_snat(tables, &snat, &owner, packet.tcp_flags, now_s)
+}
+
+/// At egress: a packet that belongs to no flow. If a masquerade rule or a socket of the node chose one of our source ports, the
+/// port is theirs as long as they use it: the answer must not be taken for a stray one.
+#[inline(always)]
+fn untranslated<F: TranslatedFamily, T: Tables<F>>(tables: &T, packet: &Packet<F>, now_s: u32) -> Verdict {
+    let t = &packet.tuple;
+    if is_our_port(tables.config(), t.src_port) && tables.address(&t.src) & ADDR_NODE != 0 {
+        let snat = FlowKey::<F>::new(t.dst, t.dst_port, t.src, t.src_port, packet.protocol);
+        let owner = SnatOwner { client: t.src, client_port: t.src_port, flags: 0 };
+        let _ = keep_snat(tables, &snat, &owner, packet.tcp_flags, now_s);
+    }
+    Verdict::pass(Reason::NoTranslation)
+}
+
 /// At egress: a packet of this node's own sockets that the connect-time hooks did not translate.
 #[inline(always)]
 fn own_packet<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>, now_s: u32) -> Verdict {
     let addr_flags = tables.address(&work.packet.tuple.dst);
     if addr_flags == 0 {
         return match unknown_address(tables, &work.packet) {
-            Verdict { reason: Reason::NotOurs, .. } => Verdict::pass(Reason::NoTranslation),
+            Verdict { reason: Reason::NotOurs, .. } => untranslated(tables, &work.packet, now_s),
             dropped => dropped,
         };
     }

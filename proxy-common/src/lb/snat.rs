@@ -2,7 +2,7 @@
 
 use super::tables::{Insert, Step, Tables};
 use crate::abi::{Config, FLOW_HAIRPIN, Flow, FlowKey, FlowState, SnatEntry};
-use crate::net::{Address, Family, Packet, TCP, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::net::{Address, Family, Packet, TCP, TCP_ACK, TCP_SYN};
 
 use super::conntrack::{Side, next_state};
 
@@ -199,36 +199,61 @@ pub(super) fn lookup_snat<F: Family, T: Tables<F>>(
             if entry.check != check {
                 return None;
             }
-            note(entry, packet, Side::Backend, now_s);
+            note(entry, packet.tcp_flags, Side::Backend, now_s);
             Some(*entry)
         })
         .flatten()
 }
 
-/// Tells the SNAT entry of a flow of a SYN, FIN or RST from the client.
+/// Whose a source port is.
+pub(super) struct SnatOwner<F: Family> {
+    pub client: F::Addr,
+    pub client_port: u16,
+    pub flags: u8,
+}
+
+/// Tells the SNAT entry of a packet from the client, and makes it anew if it was evicted. False if the port is another's.
 #[inline(always)]
-pub(super) fn note_forward<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, packet: &Packet<F>, now_s: u32) {
-    if packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
-        return;
-    }
-    let key = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, packet.protocol);
+pub(super) fn keep_snat<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F>,
+    owner: &SnatOwner<F>,
+    tcp_flags: u8,
+    now_s: u32,
+) -> bool {
     let check = key.check();
-    tables.snat(&key, |entry| {
-        if entry.check == check {
-            if packet.is_syn() && matches!(entry.state, FlowState::Closed) {
+    let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    let mine = tables.snat(key, |entry| {
+        let mine = entry.check == check && entry.client == owner.client && entry.client_port == owner.client_port;
+        if mine {
+            if opens && matches!(entry.state, FlowState::Closed) {
                 entry.state = FlowState::None;
             }
-            note(entry, packet, Side::Client, now_s);
+            note(entry, tcp_flags, Side::Client, now_s);
         }
+        mine
     });
+    if let Some(mine) = mine {
+        return mine;
+    }
+    let before = if opens { FlowState::None } else { FlowState::Established };
+    let entry = SnatEntry {
+        client: owner.client,
+        client_port: owner.client_port,
+        state: next_state(before, tcp_flags, Side::Client),
+        flags: owner.flags,
+        last_seen_s: now_s,
+        check,
+    };
+    tables.put_snat(key, &entry, Insert::New).is_ok()
 }
 
 #[inline(always)]
-fn note<F: Family>(entry: &mut SnatEntry<F>, packet: &Packet<F>, side: Side, now_s: u32) {
+fn note<F: Family>(entry: &mut SnatEntry<F>, tcp_flags: u8, side: Side, now_s: u32) {
     if matches!(entry.state, FlowState::Closed) {
         return;
     }
-    entry.state = next_state(entry.state, packet.tcp_flags, side);
+    entry.state = next_state(entry.state, tcp_flags, side);
     if entry.last_seen_s != now_s {
         entry.last_seen_s = now_s;
     }
