@@ -8,10 +8,10 @@ use crate::maps::ICMP_BUDGET;
 use crate::rewrite::{Failed, store, swap_link_addresses};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail};
 use bytemuck::{Pod, Zeroable};
 use proxy_common::net::{
-    Address, Bytes, ETH_LEN, Family, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, V4, V6, fold, is_icmp,
+    Address, Bytes, ETH_LEN, Family, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, V4, V6, checksum_offset, fold, is_icmp,
 };
 
 /// ICMP errors per second and CPU. Linux's own default is 1,000 per second (net.ipv4.icmp_msgs_per_sec).
@@ -57,7 +57,12 @@ pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> 
     if unsafe { bpf_skb_change_tail(skb.cast(), keep, 0) } != 0 {
         return Err(Failed);
     }
-    let quoted_sum = sum_quoted(skb);
+    let quoted_sum = match partial_checksum(skb, packet)? {
+        None => sum_quoted(skb, keep as usize),
+        // The device, or the kernel in its place, completes it yet; the L4 header then sums up to the complement of what stands in
+        // the checksum field now.
+        Some(check) => sum_quoted(skb, usize::from(packet.l4_offset)) + u32::from(!check),
+    };
     let room = size_of::<F::Header>() as i32;
     // SAFETY: context.
     if unsafe { bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, 0) } != 0 {
@@ -67,17 +72,37 @@ pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> 
     swap_link_addresses(skb)
 }
 
-/// One's complement sum of the packet from its network header on, a multiple of four bytes.
+/// One's complement sum of the packet from its network header to `end`, a multiple of four bytes.
 #[inline(always)]
-fn sum_quoted(skb: *mut __sk_buff) -> u32 {
+fn sum_quoted(skb: *mut __sk_buff, end: usize) -> u32 {
     let frame = Frame::of(skb);
     let mut sum = 0u32;
     for word in 0..MAX_QUOTED_WORDS {
-        // The packet ends where the quote ends: it was cut there.
+        if ETH_LEN + word * 4 >= end {
+            break;
+        }
         let Some(pair) = frame.load::<[u16; 2]>(ETH_LEN + word * 4) else { break };
         sum += u32::from(u16::from_be(pair[0])) + u32::from(u16::from_be(pair[1]));
     }
     sum
+}
+
+/// The quoted L4 checksum, if it is partial: only then does bpf_l4_csum_replace leave it alone where a pseudo-header is not
+/// concerned. Nothing else tells.
+#[inline(always)]
+fn partial_checksum<F: Family>(skb: *mut __sk_buff, packet: &Packet<F>) -> Result<Option<u16>, Failed> {
+    let at = u32::from(packet.l4_offset) + checksum_offset(packet.protocol) as u32;
+    let Some(before) = Frame::of(skb).load::<u16>(at as usize) else { return Err(Failed) };
+    // SAFETY: context; the helper checks the offset.
+    if unsafe { bpf_l4_csum_replace(skb.cast(), at, 0, 1, 2) } != 0 {
+        return Err(Failed);
+    }
+    let Some(after) = Frame::of(skb).load::<u16>(at as usize) else { return Err(Failed) };
+    if before == after {
+        return Ok(Some(u16::from_be(before)));
+    }
+    store(skb, at, &before)?;
+    Ok(None)
 }
 
 #[repr(C)]
