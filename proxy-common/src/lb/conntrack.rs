@@ -138,7 +138,15 @@ pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: 
     let reply = reply_key(flow, key.src, port, key.protocol);
     let check = reply.check();
     flow.check = check;
-    if tables.flow(&reply, |there| there.check == check && !matches!(there.kind, FlowKind::None)) != Some(true) {
+    let seen_s = flow.last_seen_s;
+    let there = tables.flow(&reply, |there| {
+        let there_is = there.check == check && !matches!(there.kind, FlowKind::None);
+        if there_is {
+            there.last_seen_s = seen_s;
+        }
+        there_is
+    });
+    if there != Some(true) {
         flow.kind = FlowKind::Reply;
         let _ = tables.put_flow(&reply, flow, Insert::Any);
     }
@@ -161,20 +169,23 @@ pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: 
 }
 
 /// Tells the forward half of a reply's SYN, FIN or RST: it alone holds the connection's state. False if the reply opens a
-/// connection that the forward half knows nothing of.
+/// connection that the forward half knows nothing of. `key` is the reply half's own.
 #[inline(always)]
 pub(super) fn note_reply<F: Family, T: Tables<F>>(
     tables: &T,
     reply: &Flow<F>,
-    client: F::Addr,
+    key: &FlowKey<F>,
     packet: &Packet<F>,
     now_s: u32,
 ) -> bool {
+    if !packet.is_tcp() {
+        return note_datagram(tables, reply, key, now_s);
+    }
     if packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
         return true;
     }
     let opens = packet.tcp_flags & TCP_SYN != 0;
-    let key = FlowKey::<F>::new(client, reply.client_port, reply.frontend, reply.frontend_port, packet.protocol);
+    let key = forward_key(reply, key);
     let check = key.check();
     let live = tables.flow(&key, |forward| {
         let live = forward.check == check && is_live(forward, reply, opens, now_s);
@@ -185,6 +196,38 @@ pub(super) fn note_reply<F: Family, T: Tables<F>>(
         live
     });
     !opens || live == Some(true)
+}
+
+/// The key of the forward half, from the reply half and its key.
+#[inline(always)]
+fn forward_key<F: Family>(reply: &Flow<F>, key: &FlowKey<F>) -> FlowKey<F> {
+    FlowKey::<F>::new(key.dst, reply.client_port, reply.frontend, reply.frontend_port, key.protocol)
+}
+
+/// Datagrams of the backend keep a flow as well, once a second. False if the flow is idle for so long that it is over.
+#[inline(always)]
+fn note_datagram<F: Family, T: Tables<F>>(tables: &T, reply: &Flow<F>, key: &FlowKey<F>, now_s: u32) -> bool {
+    let idle_s = now_s.wrapping_sub(reply.last_seen_s);
+    if idle_s > tables.config().udp_timeout_s {
+        return false;
+    }
+    if idle_s >= HEAL_INTERVAL_S {
+        let check = key.check();
+        tables.flow(key, |half| {
+            if half.check == check {
+                half.last_seen_s = now_s;
+            }
+        });
+        let key = forward_key(reply, key);
+        let check = key.check();
+        tables.flow(&key, |forward| {
+            if forward.check == check && forward.backend == reply.backend && forward.backend_port == reply.backend_port
+            {
+                forward.last_seen_s = now_s;
+            }
+        });
+    }
+    true
 }
 
 /// True if a SYN of the client towards the backend does not belong to the flow of the half `source`.

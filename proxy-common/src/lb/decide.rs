@@ -40,7 +40,7 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
     match known {
         Known::Forward | Known::ForwardHeal => known_forward(tables, env, work, known),
         Known::OwnReply => {
-            if !note_reply(tables, flow, packet.tuple.dst, packet, now_s) {
+            if !note_reply(tables, flow, key, packet, now_s) {
                 forget_half(tables, key);
                 return Verdict::pass(Reason::NoFlow);
             }
@@ -134,7 +134,7 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
     });
     match found {
         Some(true) => {
-            let _ = note_reply(tables, flow, entry.client, packet, now_s);
+            let _ = note_reply(tables, flow, &key, packet, now_s);
             rewrite.set_src(flow.frontend, flow.frontend_port);
             rewrite.set_dst(entry.client, flow.client_port);
             rewrite.bounce = true;
@@ -148,7 +148,7 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
 #[inline(always)]
 fn reply<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>, now_s: u32) -> Verdict {
     let Work { packet, rewrite, key, flow, .. } = work;
-    if !note_reply(tables, flow, packet.tuple.dst, packet, now_s) {
+    if !note_reply(tables, flow, key, packet, now_s) {
         forget_half(tables, key);
         return Verdict::pass(Reason::NoTranslation);
     }
