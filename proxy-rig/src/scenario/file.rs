@@ -146,7 +146,7 @@ pub struct SinglePacket {
 
 /// A connection from the client's first packet to the reply: through both hooks on the way there and on the way back.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct JourneySpec {
     /// The client's first packet as in `send`; TCP begins with a SYN.
     pub client: String,

@@ -100,3 +100,79 @@ pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Vec<u8> {
     reply[icmp + 2..icmp + 4].copy_from_slice(&check.to_be_bytes());
     reply
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::{build, checksums_are_right};
+    use super::super::notation::PacketSpec;
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+    use proxy_common::net::{Ipv4, Ipv6, ParseFamily, V6, parse_packet};
+    use std::net::{IpAddr, SocketAddr};
+
+    const MACS: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+
+    /// The frame as etherparse builds it.
+    fn by_etherparse(tcp: bool, src: SocketAddr, dst: SocketAddr, payload: &[u8]) -> Vec<u8> {
+        let link = PacketBuilder::ethernet2(MACS.0, MACS.1);
+        let net = match (src.ip(), dst.ip()) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => link.ipv4(src.octets(), dst.octets(), 64),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => link.ipv6(src.octets(), dst.octets(), 64),
+            _ => unreachable!("one family"),
+        };
+        let mut frame = Vec::new();
+        if tcp {
+            net.tcp(src.port(), dst.port(), 1, 1024).syn().write(&mut frame, payload).unwrap();
+        } else {
+            net.udp(src.port(), dst.port()).write(&mut frame, payload).unwrap();
+        }
+        frame
+    }
+
+    fn rewritten<F: ParseFamily>(mut frame: Vec<u8>, src: (F::Addr, u16), dst: (F::Addr, u16)) -> Vec<u8> {
+        let mut packet = Packet::<F>::EMPTY;
+        parse_packet(&frame[..], ETH_LEN, &mut packet).unwrap();
+        let mut rewrite = Rewrite::<F>::NONE;
+        rewrite.start(&packet);
+        rewrite.set_src(src.0, src.1);
+        rewrite.set_dst(dst.0, dst.1);
+        apply(&mut frame, &packet, &rewrite);
+        frame
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_packet_built_anew(
+            addresses in any::<[[u8; 16]; 4]>(),
+            ports in any::<[u16; 4]>(),
+            tcp in any::<bool>(),
+            payload in prop::collection::vec(any::<u8>(), 0..90),
+        ) {
+            let v4 = |i: usize| Ipv4 { octets: addresses[i][..4].try_into().unwrap() };
+            let v6 = |i: usize| Ipv6 { octets: addresses[i] };
+            let at4 = |i: usize| SocketAddr::new(v4(i).into(), ports[i]);
+            let at6 = |i: usize| SocketAddr::new(v6(i).into(), ports[i]);
+            let frame = rewritten::<V4>(by_etherparse(tcp, at4(0), at4(1), &payload), (v4(2), ports[2]), (v4(3), ports[3]));
+            prop_assert_eq!(frame, by_etherparse(tcp, at4(2), at4(3), &payload));
+            let frame = rewritten::<V6>(by_etherparse(tcp, at6(0), at6(1), &payload), (v6(2), ports[2]), (v6(3), ports[3]));
+            prop_assert_eq!(frame, by_etherparse(tcp, at6(2), at6(3), &payload));
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_sound_and_cut() {
+        for (text, len) in [
+            ("tcp 203.0.113.9:40000 > 10.96.0.10:80 syn len=900", ETH_LEN + 28 + 40),
+            ("udp 203.0.113.9:40000 > 10.96.0.10:80 len=900 ip-options=8", ETH_LEN + 28 + 36),
+        ] {
+            let frame = build(&text.parse::<PacketSpec>().unwrap());
+            let mut packet = Packet::<V4>::EMPTY;
+            parse_packet(&frame[..], ETH_LEN, &mut packet).unwrap();
+            let reply = refuse(&frame, &packet);
+            assert_eq!(reply.len(), len, "{text}");
+            assert!(checksums_are_right(&reply));
+            assert_eq!((&reply[..6], &reply[6..12]), (&frame[6..12], &frame[..6]), "sent back on the link");
+        }
+    }
+}

@@ -28,3 +28,15 @@ fn test(scenario: &Scenario) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_documentation_is_right() {
+        let text = include_str!("../../../docs/testing.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        test(&Scenario::parse("example", example).unwrap()).unwrap();
+    }
+}
