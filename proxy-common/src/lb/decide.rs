@@ -24,11 +24,12 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
     let Work { packet, rewrite, key, flow, .. } = work;
     rewrite.start(packet);
     let addr_flags = tables.address(&packet.tuple.dst);
-    if addr_flags == 0 {
-        return unknown_address(tables, packet);
+    if addr_flags == 0 && !tables.in_service_cidr(&packet.tuple.dst) {
+        return Verdict::pass(Reason::NotOurs);
     }
     if !packet.has_ports() {
-        return Verdict::pass(without_ports(packet));
+        let unallocated = addr_flags == 0;
+        return if unallocated { UNALLOCATED } else { Verdict::pass(without_ports(packet)) };
     }
     let now_s = tables.now_s();
     *key = FlowKey::of(packet);
@@ -48,6 +49,8 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
             rewrite.set_dst(packet.tuple.dst, flow.client_port);
             Verdict::new(Action::Pass, Reason::OwnReply, flow.backend_id)
         }
+        // No Service has the address any more; connections from before that are in CONNTRACK and live on.
+        Known::No if addr_flags == 0 => UNALLOCATED,
         Known::No if ours => Verdict::drop(Reason::SnatNoEntry),
         Known::No => new_flow(tables, env, work, addr_flags),
     }
@@ -95,11 +98,14 @@ fn known_forward<F: TranslatedFamily, T: Tables<F>>(
     verdict
 }
 
+/// In the Service range, but no Service has it.
+const UNALLOCATED: Verdict = Verdict::drop(Reason::UnallocatedClusterIp);
+
 /// A destination that ADDRS does not know.
 #[inline(always)]
 fn unknown_address<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>) -> Verdict {
     if tables.in_service_cidr(&packet.tuple.dst) {
-        return Verdict::drop(Reason::UnallocatedClusterIp);
+        return UNALLOCATED;
     }
     Verdict::pass(Reason::NotOurs)
 }
