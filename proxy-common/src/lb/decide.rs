@@ -246,6 +246,10 @@ fn own_packet<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &m
             dropped => dropped,
         };
     }
+    if tables.address(&work.packet.tuple.src) == 0 {
+        // A pod behind macvlan or ipvlan, or a transparent proxy: the answer goes to an address that ingress takes no notice of.
+        return Verdict::pass(Reason::NoTranslation);
+    }
     match lookup_conntrack(tables, &work.key, &work.packet, now_s, &mut work.flow) {
         Known::No | Known::OwnReply => new_flow(tables, env, work, addr_flags),
         known => known_forward(tables, env, work, known),
