@@ -172,11 +172,23 @@ impl Cluster {
     pub fn publish(&mut self) -> Result<()> {
         self.write_list("nodes.yaml", self.nodes.values().cloned().collect())?;
         self.write_list("pods.yaml", self.workloads.values().map(slices::pod_object).collect())?;
-        let mut all = Vec::new();
-        for service in self.services.values() {
-            all.extend(slices::slices_of(service, self.workloads.values()));
-        }
-        self.write_list("endpointslices.yaml", all)
+        self.write_list("endpointslices.yaml", self.slices())
+    }
+
+    /// Nodes, Services and EndpointSlices, for an API server.
+    pub fn objects(&self) -> Vec<Value> {
+        self.nodes.values().chain(self.services.values()).cloned().chain(self.slices()).collect()
+    }
+
+    fn slices(&self) -> Vec<Value> {
+        let pods = || self.workloads.values();
+        self.services.values().flat_map(|service| slices::slices_of(service, pods())).collect()
+    }
+
+    /// Changes the Node object.
+    pub fn change_node(&mut self, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        change(self.nodes.get_mut(name).with_context(|| format!("no node {name}"))?);
+        Ok(())
     }
 
     fn write_list(&mut self, name: &str, items: Vec<Value>) -> Result<()> {
