@@ -23,8 +23,8 @@ const POLL: Duration = Duration::from_millis(5);
 const TAIL_LINES: usize = 60;
 
 /// Start of the message that the agent logs after its first complete sync, as it stands in a
-/// log line: after the target in text form, as the message field in JSON form.
-const READY_TEXT: &str = ": ready";
+/// log line: after the target or the level in text form, as the message field in JSON form.
+const READY_TEXT: [&str; 2] = [": ready", " INFO ready"];
 const READY_JSON: &str = "\"message\":\"ready";
 
 /// A running agent. Dropping it kills the process; what it programmed stays, as after any crash.
@@ -161,7 +161,7 @@ impl Drop for Agent {
 
 /// Whether a log line is the agent's "ready", in text or JSON form.
 pub fn is_ready_line(line: &str) -> bool {
-    line.starts_with("ready") || line.contains(READY_TEXT) || line.contains(READY_JSON)
+    line.starts_with("ready") || READY_TEXT.iter().any(|text| line.contains(text)) || line.contains(READY_JSON)
 }
 
 #[cfg(test)]
@@ -174,6 +174,7 @@ mod tests {
         assert!(is_ready_line("2026-01-01T00:00:00Z  INFO weir::agent: ready services=3"));
         assert!(is_ready_line(r#"{"level":"INFO","message":"ready"}"#));
         assert!(is_ready_line(r#"{"level":"INFO","fields":{"message":"ready"},"target":"weir"}"#));
+        assert!(is_ready_line("2026-01-01T00:00:00Z  INFO ready services=3"));
         assert!(!is_ready_line("INFO weir: not ready yet"));
         assert!(!is_ready_line("INFO weir: waiting until ready"));
     }
