@@ -23,6 +23,8 @@ const MAX_CALLS: usize = 40;
 const MIN_CALLS: usize = 6;
 /// For a call that shall end in silence. Any answer on this machine takes a few milliseconds.
 const SILENCE_MS: u64 = 600;
+/// For a call that shall be refused. Over IPv6 Linux may take the second error for the first, a second later.
+const REFUSAL_MS: u64 = 2500;
 
 /// What was seen on one path.
 #[derive(Debug)]
@@ -72,7 +74,8 @@ async fn answers(stage: &Stage, row: &mut Row, wanted: &BTreeSet<String>, target
 }
 
 async fn silence(stage: &Stage, row: &mut Row, wanted: &Outcome) -> Result<()> {
-    let options = Options { timeout_ms: SILENCE_MS, ..Options::default() };
+    let timeout_ms = if *wanted == Outcome::TimedOut { SILENCE_MS } else { REFUSAL_MS };
+    let options = Options { timeout_ms, ..Options::default() };
     let result = stage.ask(row.path.from, row.path.proto, row.to, options).await?;
     if let Outcome::Answered(reply) = &result.outcome {
         row.seen.insert((reply.pod.clone(), reply.client.ip()), 1);

@@ -40,6 +40,9 @@ pub struct DemoArgs {
     /// Directory with the Services to show
     #[arg(long, default_value = "examples")]
     examples: PathBuf,
+    /// Leave everything running at the end, to look around, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
 }
 
 /// Exit code 1 when a path is not as expected.
@@ -61,10 +64,24 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode> {
     change(&mut stage).await?;
     table::show(&stage, &progress, &mut tally).await?;
 
+    if args.keep {
+        hold(&stage).await?;
+    }
     stage.close()?;
     println!("done in {:.1} s, everything removed", started.elapsed().as_secs_f64());
     println!("paths: {} of {} as expected", tally.good, tally.all);
     Ok(if tally.good == tally.all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says how to enter, and waits. A signal removes the world and ends the process.
+async fn hold(stage: &Stage) -> Result<()> {
+    println!("\nenter a host, or end with Ctrl-C:");
+    for name in ["node-1", "curl", "outside"] {
+        let place = stage.peer(name)?.host.placement();
+        println!("  weir-rig exec-in --netns {} --cgroup {} -- bash", place.netns, place.cgroup.display());
+    }
+    println!("on node-1: weir services --pin-root {}", stage.node("node-1")?.pin_dir().display());
+    std::future::pending().await
 }
 
 /// `weir services`, with the two Services that must not be in it, and a map.

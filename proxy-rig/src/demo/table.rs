@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use comfy_table::{Cell, Color, Table, presets};
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
 use super::{
     expect::{self, Row},
@@ -44,6 +44,8 @@ pub(super) async fn show(stage: &Stage, progress: &Progress, tally: &mut Tally) 
 
 fn render(stage: &Stage, rows: &[Row]) -> Table {
     let mut table = Table::new();
+    // Wraps at a terminal that is too narrow.
+    table.set_content_arrangement(ContentArrangement::Dynamic);
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
         "path",
         "from",
