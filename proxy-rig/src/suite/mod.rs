@@ -50,7 +50,7 @@ pub fn run(args: &SuiteArgs) -> Result<ExitCode> {
     };
     if options.test_threads.is_none() && args.suite != Suite::Model {
         // Two cores are all that a small machine has, and each of these tests brings several processes or a whole object.
-        options.test_threads = Some(if args.suite == Suite::Kernel { 2 } else { 1 });
+        options.test_threads = Some(2);
     }
     Ok(libtest_mimic::run(&options, tests).exit_code())
 }

@@ -1,8 +1,59 @@
-//! Nodes, pods and clients as network namespaces, with real sockets and real agents. One function per test.
+//! `weir-rig suite netns`: real agents, real sockets, in namespaces. What belongs here: anything that a
+//! client, a pod or an operator can see from outside. Each test names the rules it shows as its kind.
+//!
+//! * `plaza`: the world shared by tests that change nothing; `paths` and `sockets` use it.
+//! * `small`: a world of its own for each test of `flows` and `setup`.
 
-use anyhow::Result;
-use libtest_mimic::Trial;
+mod flows;
+mod paths;
+mod plaza;
+mod setup;
+mod small;
+mod sockets;
+
+use std::{fmt::Write as _, sync::Arc};
+
+use anyhow::{Result, bail};
+use libtest_mimic::{Failed, Trial};
+
+use crate::demo::{expect, paths::Path, stage::Stage};
+use plaza::Plaza;
 
 pub(super) fn tests() -> Result<Vec<Trial>> {
-    Ok(Vec::new())
+    let plaza = Arc::new(Plaza::default());
+    let mut trials = Vec::new();
+    for &(name, rules, test) in paths::TESTS {
+        let plaza = Arc::clone(&plaza);
+        trials.push(trial(name, rules, move || plaza.run(async |stage: &Stage| walk_all(stage, test).await)));
+    }
+    for &(name, rules, test) in sockets::TESTS {
+        let plaza = Arc::clone(&plaza);
+        trials.push(trial(name, rules, move || plaza.run(async |stage: &Stage| test(stage).await)));
+    }
+    for &(name, rules, test) in flows::TESTS.iter().chain(setup::TESTS) {
+        trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
+    }
+    Ok(trials)
+}
+
+fn trial(name: &str, rules: &str, work: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    let test = Trial::test(name, move || work().map_err(|error| Failed::from(format!("{error:#}"))));
+    test.with_kind(format!("rules {rules}")).with_ignored_flag(!super::is_root())
+}
+
+/// Walks every path of a test before it fails, so that one run shows all that is wrong.
+async fn walk_all(stage: &Stage, paths: &[Path]) -> Result<()> {
+    let mut complaints = String::new();
+    for path in paths {
+        let row = expect::walk(stage, path).await?;
+        if let Some(complaint) = row.complaint {
+            // Writing to a string does not fail.
+            let _ = write!(
+                complaints,
+                "\n{}: {} -> {} {:?}: {complaint} (expected: {})",
+                path.title, path.from, row.to, path.proto, row.expected
+            );
+        }
+    }
+    if complaints.is_empty() { Ok(()) } else { bail!("{complaints}") }
 }
