@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::cluster::{Cluster, PodSpec};
 use crate::{
     call::{CallResult, Options, Proto},
-    world::{Actor, Agent, Host, Node, PodPath, Serve, World},
+    world::{Actor, Agent, Host, Layout, Node, PodPath, Serve, World},
 };
 
 /// A host with the process that serves and calls for it.
@@ -33,7 +33,11 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(tag: &str) -> Result<Self> {
-        let world = World::new(tag)?;
+        Self::with_layout(tag, Layout::default())
+    }
+
+    pub fn with_layout(tag: &str, layout: Layout) -> Result<Self> {
+        let world = World::with_layout(tag, layout)?;
         let cluster = Cluster::new(world.run_dir().join("manifests"))?;
         Ok(Self { agents: BTreeMap::new(), peers: BTreeMap::new(), cluster, world })
     }
@@ -63,6 +67,19 @@ impl Stage {
         let client = self.world.add_client(name)?;
         self.add_peer(client.clone(), serve).await?;
         Ok(client)
+    }
+
+    /// A pod that hangs on the fabric beside its node.
+    pub async fn add_attached_pod(&mut self, node: &Node, name: &str, spec: &PodSpec<'_>, serve: Serve) -> Result<()> {
+        let pod = self.world.add_attached_pod(node, name, PodPath::Packet)?;
+        self.cluster.add_pod(&pod, spec);
+        self.add_peer(Host::clone(&pod), serve).await
+    }
+
+    /// A client that reaches the nodes through gateways only.
+    pub async fn add_far_client(&mut self, name: &str) -> Result<()> {
+        let client = self.world.add_far_client(name)?;
+        self.add_peer(client, Serve::nothing()).await
     }
 
     async fn add_peer(&mut self, host: Host, serve: Serve) -> Result<()> {

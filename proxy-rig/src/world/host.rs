@@ -141,6 +141,11 @@ impl Host {
         netns::ip_batch(self.netns(), lines)
     }
 
+    /// Applies an nftables file inside the namespace.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        netns::nft(self.netns(), rules)
+    }
+
     /// Gives `eth0` one more address, such as `192.0.2.42/32`.
     pub fn add_address(&self, cidr: &str) -> Result<()> {
         let nodad = if cidr.contains(':') { " nodad" } else { "" };

@@ -11,13 +11,18 @@
 //!  client ──eth0──┘      namespace          └──eth0── node-2 ──...
 //! ```
 //!
+//! Pods hang on their node as `Layout` says, by routed veth pairs (as drawn) or on a bridge; nodes reach
+//! each other's pods through the fabric or through an overlay.
+//!
 //! Nothing is connected to the machine's own network. Addresses are listed in module `plan`.
 
 mod actor;
 mod agent;
 mod binaries;
 mod cgroup;
+mod fabric;
 mod host;
+mod layout;
 mod mounts;
 mod netns;
 mod node;
@@ -34,19 +39,20 @@ pub use actor::{Actor, Serve, Session};
 pub use agent::{Agent, is_ready_line};
 pub use binaries::{rig_binary, weir_binary};
 pub use host::Host;
+pub use layout::{Layout, PodLinks};
 pub use netns::in_netns;
 pub use node::{Node, Pod, PodPath};
 pub use process::Placement;
 
-use plan::Addresses;
+use plan::{Addresses, Network};
 use run::Run;
 
 const FABRIC: &str = "fabric";
-const BRIDGE: &str = "br0";
 
 /// One run of the rig. Owns every namespace, cgroup, pin and process of the run.
 pub struct World {
     run: Arc<Run>,
+    layout: Layout,
     members: std::sync::Mutex<Members>,
 }
 
@@ -60,12 +66,17 @@ impl World {
     /// Removes what dead runs left behind, then makes an empty world: the fabric and nothing else.
     /// `tag` says in the registry whose world it is.
     pub fn new(tag: &str) -> Result<Self> {
+        Self::with_layout(tag, Layout::default())
+    }
+
+    /// The same with another layout of nodes.
+    pub fn with_layout(tag: &str, layout: Layout) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "namespaces need root");
         if let Err(error) = reap::reap_dead_runs() {
             // Names are unique, so this world can live beside what is left.
             eprintln!("removing what dead runs left behind: {error:#}");
         }
-        let world = Self { run: Run::create(tag)?, members: std::sync::Mutex::default() };
+        let world = Self { run: Run::create(tag)?, layout, members: std::sync::Mutex::default() };
         world.build_fabric()?;
         Ok(world)
     }
@@ -86,16 +97,22 @@ impl World {
         self.check_name(&members, name)?;
         let index = u8::try_from(members.nodes.len() + 1).context("too many nodes")?;
         let addresses = Addresses::node(index)?;
-        let node = Node::new(&self.run, name, index, &addresses)?;
-        self.join_fabric(&node, &format!("n{index}-{name}"))?;
+        let node = Node::new(&self.run, name, index, &addresses, self.layout)?;
+        self.join_fabric(&node, Network::First, "eth0", &addresses)?;
         node.become_router()?;
-        netns::ip_batch(&self.run.netns_name(FABRIC), &plan::pod_routes(index, node.addresses()))?;
+        if self.layout.second_uplink {
+            self.join_fabric(&node, Network::Second, "eth1", &Addresses::node_on(Network::Second, index)?)?;
+            node.route_second_uplink()?;
+        }
+        if !self.layout.overlay {
+            netns::ip_batch(&self.run.netns_name(FABRIC), &plan::pod_routes(index, node.addresses()))?;
+        }
         for other in &members.nodes {
-            node.route_to_pods_of(other)?;
-            other.route_to_pods_of(&node)?;
+            node.reach_pods_of(other)?;
+            other.reach_pods_of(&node)?;
         }
         for client in &members.clients {
-            client.route_to_pods_of(&node)?;
+            self.show_pods(client, &node)?;
         }
         members.nodes.push(node.clone());
         Ok(node)
@@ -106,10 +123,11 @@ impl World {
         let mut members = self.lock();
         self.check_name(&members, name)?;
         let index = u8::try_from(members.clients.len() + 1).context("too many clients")?;
-        let client = Host::client(&self.run, name, &Addresses::client(index)?)?;
-        self.join_fabric(&client, &format!("c{index}-{name}"))?;
+        let addresses = Addresses::client(index)?;
+        let client = Host::client(&self.run, name, &addresses)?;
+        self.join_fabric(&client, Network::First, "eth0", &addresses)?;
         for node in &members.nodes {
-            client.route_to_pods_of(node)?;
+            self.show_pods(&client, node)?;
         }
         members.clients.push(client.clone());
         Ok(client)
@@ -130,6 +148,11 @@ impl World {
         self.run.remove()
     }
 
+    /// Clients route to pods by themselves where the network between the nodes knows pods.
+    fn show_pods(&self, client: &Host, node: &Node) -> Result<()> {
+        if self.layout.overlay { Ok(()) } else { client.route_to_pods_of(node) }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -142,54 +165,6 @@ impl World {
             bail!("the name {name} is taken in this world");
         }
         Ok(())
-    }
-
-    /// The switch. Its bridge is also the nodes' default gateway, one that answers
-    /// "unreachable" to everything it does not know, as the edge of a closed network does.
-    fn build_fabric(&self) -> Result<()> {
-        let netns = self.run.netns_name(FABRIC);
-        netns::add(&netns)?;
-        netns::sysctls(
-            &netns,
-            &[
-                ("net/ipv6/conf/default/accept_dad", "0"),
-                ("net/ipv4/ip_forward", "1"),
-                ("net/ipv4/conf/all/send_redirects", "0"),
-                ("net/ipv4/conf/default/send_redirects", "0"),
-                ("net/ipv6/conf/all/forwarding", "1"),
-            ],
-        )?;
-        netns::ip_batch(
-            &netns,
-            &[
-                "link set lo up".into(),
-                // Snooping would eat neighbour solicitations until the first report was seen.
-                format!("link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"),
-                format!("link set {BRIDGE} up"),
-                format!("addr add {}/{} dev {BRIDGE}", plan::GATEWAY_V4, plan::FABRIC_LEN_V4),
-                format!("addr add {}/{} dev {BRIDGE} nodad", plan::GATEWAY_V6, plan::FABRIC_LEN_V6),
-            ],
-        )
-    }
-
-    fn join_fabric(&self, host: &Host, port: &str) -> Result<()> {
-        let port = netns::ifname(port);
-        netns::ip_batch(
-            &self.run.netns_name(FABRIC),
-            &[
-                format!("link add {port} type veth peer name eth0 netns {}", host.netns()),
-                format!("link set {port} master {BRIDGE} up"),
-            ],
-        )?;
-        netns::ip_batch(
-            host.netns(),
-            &[
-                "link set lo up".into(),
-                "link set eth0 up".into(),
-                format!("addr add {}/{} dev eth0", host.ipv4(), plan::FABRIC_LEN_V4),
-                format!("addr add {}/{} dev eth0 nodad", host.ipv6(), plan::FABRIC_LEN_V6),
-            ],
-        )
     }
 }
 

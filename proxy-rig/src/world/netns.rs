@@ -49,6 +49,22 @@ pub(super) fn ip_batch(netns: &str, lines: &[String]) -> Result<()> {
     run_ip(&["-n", netns, "-batch", "-"], &lines.join("\n")).with_context(|| format!("configuring namespace {netns}"))
 }
 
+/// Runs one command of `ip` inside `netns`.
+pub(super) fn ip(netns: &str, args: &[&str]) -> Result<()> {
+    let all: Vec<&str> = ["-n", netns].into_iter().chain(args.iter().copied()).collect();
+    run_ip(&all, "")
+}
+
+/// Applies an nftables file inside `netns`.
+pub(super) fn nft(netns: &str, rules: &str) -> Result<()> {
+    run_ip(&["netns", "exec", netns, "nft", "-f", "-"], rules).with_context(|| format!("filters of namespace {netns}"))
+}
+
+/// Adds an entry to the forwarding table of a device: frames to `mac` go to the node `via`.
+pub(super) fn add_fdb(netns: &str, dev: &str, mac: &str, via: &str) -> Result<()> {
+    run_ip(&["netns", "exec", netns, "bridge", "fdb", "append", mac, "dev", dev, "dst", via], "")
+}
+
 /// Writes sysctls of a namespace; keys are paths below /proc/sys.
 pub(super) fn sysctls(netns: &str, pairs: &[(&str, &str)]) -> Result<()> {
     in_netns(netns, || {

@@ -13,8 +13,9 @@ use super::{
     agent::Agent,
     binaries, cgroup,
     host::Host,
+    layout::{Layout, PodLinks},
     netns,
-    plan::{self, Addresses},
+    plan::{self, Addresses, Network},
     run::Run,
 };
 
@@ -39,9 +40,12 @@ pub struct Node(Arc<Inner>);
 struct Inner {
     host: Host,
     index: u8,
+    layout: Layout,
     cgroup: PathBuf,
     pin_dir: PathBuf,
     pods: Mutex<Vec<Pod>>,
+    /// Those that hang on the fabric.
+    attached: Mutex<u8>,
 }
 
 /// A pod of a node. Dereferences to its namespace.
@@ -53,14 +57,16 @@ pub struct Pod {
 }
 
 impl Node {
-    pub(super) fn new(run: &Arc<Run>, name: &str, index: u8, addresses: &Addresses) -> Result<Self> {
+    pub(super) fn new(run: &Arc<Run>, name: &str, index: u8, addresses: &Addresses, layout: Layout) -> Result<Self> {
         let host = Host::new(run, name, Some(name), *addresses, &Path::new(name).join(HOST_CGROUP))?;
         let node = Self(Arc::new(Inner {
             host,
             index,
+            layout,
             cgroup: run.cgroup().join(name),
             pin_dir: run.pins().join(name),
             pods: Mutex::default(),
+            attached: Mutex::default(),
         }));
         cgroup::create(&node.0.cgroup.join(PODS_CGROUP))?;
         Ok(node)
@@ -77,15 +83,35 @@ impl Node {
             ],
         )?;
         self.ip(&[
-            format!("route add default via {}", plan::GATEWAY_V4),
-            format!("route add default via {}", plan::GATEWAY_V6),
-        ])
+            format!("route add default via {}", Network::First.gateway_v4()),
+            format!("route add default via {}", Network::First.gateway_v6()),
+        ])?;
+        self.build_layout()
     }
 
     /// Adds a pod. Its name is unique in the world.
     pub fn add_pod(&self, name: &str, path: PodPath) -> Result<Pod> {
         let mut pods = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let index = u8::try_from(pods.len() + 1).context("too many pods")?;
+        let ifname = netns::ifname(&format!("veth{index}-{name}"));
+        let pod = self.make_pod(name, path, index, ifname)?;
+        let macs = plan::pod_macs(self.0.index, index);
+        match self.0.layout.pods {
+            PodLinks::Routed => self.route_pod(&pod, &macs)?,
+            PodLinks::Bridged { .. } => self.bridge_pod(&pod, &pod.ifname, &macs)?,
+        }
+        pods.push(pod.clone());
+        Ok(pod)
+    }
+
+    /// A pod without links. Not among [`Node::pods`], because none of the node's interfaces leads to it.
+    pub(super) fn add_attached_pod(&self, name: &str, path: PodPath) -> Result<Pod> {
+        let mut attached = self.0.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        *attached += 1;
+        self.make_pod(name, path, 200 + *attached, String::new())
+    }
+
+    fn make_pod(&self, name: &str, path: PodPath, index: u8, ifname: String) -> Result<Pod> {
         let addresses = Addresses::pod(self.0.index, index)?;
         let cgroup = match path {
             PodPath::Connect => Path::new(self.name()).join(PODS_CGROUP).join(name),
@@ -93,20 +119,17 @@ impl Node {
         };
         let host = Host::new(self.run(), name, Some(self.name()), addresses, &cgroup)
             .with_context(|| format!("pod {name}"))?;
-        let ifname = netns::ifname(&format!("veth{index}-{name}"));
-        let pod = Pod { host, path, ifname };
-        self.link_pod(&pod, &plan::pod_macs(self.0.index, index))?;
-        pods.push(pod.clone());
-        Ok(pod)
+        Ok(Pod { host, path, ifname })
     }
 
     /// The routed layout: no subnet on the link, host routes on the node, and a gateway
     /// address in the pod that only its neighbour table knows.
-    fn link_pod(&self, pod: &Pod, [node_mac, pod_mac]: &[String; 2]) -> Result<()> {
+    fn route_pod(&self, pod: &Pod, [node_mac, pod_mac]: &[String; 2]) -> Result<()> {
         let Pod { host, ifname, .. } = pod;
+        let mtu = self.0.layout.pod_mtu();
         let [v4, v6] = host.addresses();
         self.ip(&[format!(
-            "link add {ifname} address {node_mac} type veth peer name eth0 address {pod_mac} netns {}",
+            "link add {ifname} mtu {mtu} address {node_mac} type veth peer name eth0 mtu {mtu} address {pod_mac} netns {}",
             host.netns()
         )])?;
         host.ip(&["link set lo up".into(), "link set eth0 up".into()])?;
@@ -134,6 +157,11 @@ impl Node {
         self.0.index
     }
 
+    pub fn layout(&self) -> Layout {
+        self.0.layout
+    }
+
+    /// The pods behind the node's own interfaces.
     pub fn pods(&self) -> Vec<Pod> {
         self.0.pods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -198,7 +226,7 @@ impl Pod {
         self.path
     }
 
-    /// The node's end of the pod's link.
+    /// The node's end of the pod's link; empty for a pod that hangs on the fabric.
     pub fn node_ifname(&self) -> &str {
         &self.ifname
     }
