@@ -102,6 +102,10 @@ fn fault(
         Source::Kept => stage.address(row.path.from, client)?,
         Source::KeptOn(node) if reply.node == node => stage.address(row.path.from, client)?,
         Source::KeptOn(node) | Source::Node(node) => stage.address(node, client)?,
+        Source::ByNode(table) => match table.iter().find(|(node, _)| *node == reply.node) {
+            Some((_, addresses)) => addresses[usize::from(client.is_ipv6())].parse().context("a path's source")?,
+            None => stage.address(row.path.from, client)?,
+        },
     };
     Ok(if !wanted.contains(&reply.pod) {
         Some(format!("{} answered", reply.pod))
@@ -158,6 +162,7 @@ fn describe(expect: &Expect) -> String {
         Source::Kept => "source kept".to_owned(),
         Source::KeptOn(node) => format!("kept if on {node}, else its address"),
         Source::Node(node) => format!("source is {node}"),
+        Source::ByNode(_) => "source by the backend's node".to_owned(),
     };
     format!("{who}; {source}")
 }

@@ -45,6 +45,8 @@ pub(crate) enum Source {
     KeptOn(&'static str),
     /// This node's address.
     Node(&'static str),
+    /// By the backend's node: one of its addresses for that purpose (IPv4, IPv6); the caller's own on other nodes.
+    ByNode(&'static [(&'static str, [&'static str; 2])]),
 }
 
 pub(crate) const NGINX: &str = "default/my-nginx";

@@ -3,6 +3,7 @@
 
 mod agent;
 mod kernel;
+mod layouts;
 mod model;
 mod netns;
 

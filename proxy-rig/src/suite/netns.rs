@@ -3,11 +3,12 @@
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths` and `sockets` use it.
 //! * `small`: a world of its own for each test of `flows` and `setup`.
+//! * module `layouts` beside this one: other layouts of nodes.
 
-mod flows;
-mod paths;
+pub(super) mod flows;
+pub(super) mod paths;
 mod plaza;
-mod setup;
+pub(super) mod setup;
 mod small;
 mod sockets;
 
@@ -33,6 +34,9 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
     for &(name, rules, test) in flows::TESTS.iter().chain(setup::TESTS) {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
+    for &(name, rules, test) in super::layouts::TESTS {
+        trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
+    }
     Ok(trials)
 }
 
@@ -42,7 +46,7 @@ fn trial(name: &str, rules: &str, work: impl FnOnce() -> Result<()> + Send + 'st
 }
 
 /// Walks every path of a test before it fails, so that one run shows all that is wrong.
-async fn walk_all(stage: &Stage, paths: &[Path]) -> Result<()> {
+pub(super) async fn walk_all(stage: &Stage, paths: &[Path]) -> Result<()> {
     let mut complaints = String::new();
     for path in paths {
         let row = expect::walk(stage, path).await?;

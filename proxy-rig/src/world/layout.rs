@@ -133,7 +133,10 @@ impl Node {
     /// Packets from `source` leave by the second uplink.
     pub fn use_second_uplink(&self, source: IpAddr) -> Result<()> {
         let family = if source.is_ipv4() { "-4" } else { "-6" };
-        netns::ip(self.netns(), &[family, "rule", "add", "from", &source.to_string(), "lookup", &SECOND_TABLE.to_string()])
+        netns::ip(
+            self.netns(),
+            &[family, "rule", "add", "from", &source.to_string(), "lookup", &SECOND_TABLE.to_string()],
+        )
     }
 
     /// The node's addresses on its second uplink.

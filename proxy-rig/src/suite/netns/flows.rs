@@ -13,7 +13,7 @@ use crate::{
     world::Session,
 };
 
-pub(super) type OwnTest = (&'static str, &'static str, fn() -> BoxFuture<'static, Result<()>>);
+pub(in crate::suite) type OwnTest = (&'static str, &'static str, fn() -> BoxFuture<'static, Result<()>>);
 
 pub(super) const TESTS: &[OwnTest] = &[
     ("the_agent_may_end_crash_and_come_back", "14", || restarts().boxed()),

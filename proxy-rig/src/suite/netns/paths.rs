@@ -27,7 +27,7 @@ const fn one_through(node: &'static str) -> Expect {
     host("web-1", 8080, KeptOn(node))
 }
 
-const fn both(
+pub(in crate::suite) const fn both(
     title: &'static str,
     from: &'static str,
     v4: &'static str,

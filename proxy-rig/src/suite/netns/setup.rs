@@ -75,7 +75,7 @@ fn bulk(state: &'static [&'static str]) -> BoxFuture<'static, Result<()>> {
 }
 
 /// On every link of nodes, pods and clients, at both ends.
-fn set_offloads(stage: &Stage, state: &str) -> Result<()> {
+pub(in crate::suite) fn set_offloads(stage: &Stage, state: &str) -> Result<()> {
     let set = |host: &Host, link: &str| -> Result<()> {
         let mut command = host.command("ethtool")?;
         command.args(["-K", link]);

@@ -1,0 +1,75 @@
+//! Node layouts of the common CNIs, with their filters: part of `weir-rig suite netns`. A test is a world of one
+//! layout: the matrix of paths, the same behind a network policy and a masquerade rule, large transfers, and the
+//! matrix once more without connect hooks.
+//!
+//! * `cast`: the hosts and Services that all layouts share; `matrix`: the paths.
+//! * `filters`: nftables rules as CNIs write them.
+//! * `uplinks`, `attached`: two uplinks, and pods whose packets do not pass their node.
+
+mod attached;
+mod cast;
+mod filters;
+mod matrix;
+mod uplinks;
+
+use anyhow::{Context, Result};
+use futures::future::FutureExt;
+
+use super::netns::{flows::OwnTest, setup::set_offloads, walk_all};
+use crate::{
+    call::{Options, Proto},
+    demo::stage::Stage,
+    world::{Layout, PodLinks},
+};
+use matrix::Addressing;
+
+const ROUTED: Layout = Layout { pods: PodLinks::Routed, overlay: false, second_uplink: false };
+const BRIDGED: Layout = Layout { pods: PodLinks::Bridged { netfilter: true }, ..ROUTED };
+const UNFILTERED: Layout = Layout { pods: PodLinks::Bridged { netfilter: false }, ..ROUTED };
+
+pub(super) const TESTS: &[OwnTest] = &[
+    ("layout_routed_veth_behind_filters", "13, 15c", || everything(ROUTED).boxed()),
+    ("layout_bridge_with_bridge_nf", "13, 15c", || everything(BRIDGED).boxed()),
+    ("layout_bridge_without_bridge_nf", "13, 15c", || everything(UNFILTERED).boxed()),
+    ("layout_routed_veth_over_vxlan", "13, 15c", || everything(Layout { overlay: true, ..ROUTED }).boxed()),
+    ("layout_bridge_over_vxlan", "13, 15c", || everything(Layout { overlay: true, ..BRIDGED }).boxed()),
+    ("layout_two_uplinks", "13, 19", || uplinks::test().boxed()),
+    ("layout_pods_beside_their_node", "13, 15c", || attached::test().boxed()),
+];
+
+async fn everything(layout: Layout) -> Result<()> {
+    let mut stage = cast::assemble(layout).await?;
+    stage.start_agents(cast::ARGS).await?;
+    let addressing = Addressing::of(layout, true);
+    walk_all(&stage, &matrix::paths(&addressing)).await.context("plain")?;
+    transfers(&stage).await?;
+    filters::install(&stage)?;
+    filters::check(&stage, layout, &addressing).await.context("behind filters")?;
+    let args: Vec<&str> = cast::ARGS.iter().copied().chain(["--connect-hooks", "off"]).collect();
+    stage.start_agents(&args).await?;
+    let addressing = Addressing::of(layout, false);
+    filters::check(&stage, layout, &addressing).await.context("without connect hooks")
+}
+
+/// Large answers, compared byte by byte by the caller, with offloads and without.
+async fn transfers(stage: &Stage) -> Result<()> {
+    for state in ["off", "on"] {
+        set_offloads(stage, state)?;
+        for (from, to, port) in matrix::TRANSFERS {
+            let ip = match to.parse() {
+                Ok(ip) => ip,
+                Err(_) => cast::address(stage, to)?,
+            };
+            let to = std::net::SocketAddr::new(ip, port);
+            for _ in 0..3 {
+                let options = Options { size: 2 << 20, timeout_ms: 10_000, ..Options::default() };
+                let result = stage.ask(from, Proto::Tcp, to, options).await?;
+                result.answered().with_context(|| format!("{from} -> {to}, offloads {state}"))?;
+                let datagram = Options { size: 1350, ..Options::default() };
+                let result = stage.ask(from, Proto::Udp, to, datagram).await?;
+                result.answered().with_context(|| format!("{from} -> {to} UDP, offloads {state}"))?;
+            }
+        }
+    }
+    Ok(())
+}
