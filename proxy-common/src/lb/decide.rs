@@ -6,12 +6,12 @@
 
 use super::conntrack::{HEAL_INTERVAL_S, Known, forget_half, heal, is_foreign_syn, lookup_conntrack, note_reply};
 use super::new_flow::{forward, new_flow};
-use super::snat::{
-    NodeAddress, SnatOwner, SnatRequest, is_hairpin, is_our_port, keep_snat, lookup_snat, node_address, plan_snat,
-};
+use super::snat::{NodeAddress, SnatOwner, SnatRequest, is_our_port, keep_snat, lookup_snat, node_address, plan_snat};
 use super::tables::Tables;
 use super::verdict::{Env, Rewrite, Verdict, Work};
-use crate::abi::{ADDR_NODE, Action, FLOW_OWN, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SnatEntry};
+use crate::abi::{
+    ADDR_NODE, Action, FLOW_HAIRPIN, FLOW_OWN, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SnatEntry,
+};
 use crate::net::{Family, Fragment, Packet, ParseFamily, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// A family that Weir translates.
@@ -127,10 +127,10 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
     flow: &mut Flow<F>,
 ) -> Verdict {
     rewrite.set_dst(entry.client, entry.client_port);
-    if !is_hairpin(entry) {
+    if entry.flags & (FLOW_HAIRPIN | FLOW_OWN) == 0 {
         return Verdict::pass(Reason::SnatReply);
     }
-    // A pod answers itself: the whole way back is here, it passes no egress.
+    // A pod answers itself, or the client is a socket of this node: the whole way back is here, it passes no egress.
     let key =
         FlowKey::<F>::new(packet.tuple.src, packet.tuple.src_port, entry.client, entry.client_port, packet.protocol);
     let check = key.check();
@@ -143,6 +143,9 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
             let _ = note_reply(tables, flow, &key, packet, now_s);
             rewrite.set_src(flow.frontend, flow.frontend_port);
             rewrite.set_dst(entry.client, flow.client_port);
+            if entry.flags & FLOW_HAIRPIN == 0 {
+                return Verdict::new(Action::Pass, Reason::OwnReply, flow.backend_id);
+            }
             rewrite.bounce = true;
             Verdict::redirect(Reason::HairpinReply, env.ifindex, flow.backend_id)
         }
@@ -188,7 +191,8 @@ fn source<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut W
         return Verdict::new(Action::Drop, Reason::NoNodeAddress, flow.backend_id);
     };
     let heal = flow.source_port != 0 || !matches!(flow.state, FlowState::New);
-    let request = SnatRequest { client_port: packet.tuple.src_port, node, flags: 0, heal };
+    let flags = flow.flags & FLOW_OWN;
+    let request = SnatRequest { client_port: packet.tuple.src_port, node, flags, heal };
     let port = plan_snat(tables, packet, flow, request, search);
     if port == 0 {
         return Verdict::new(Action::Drop, Reason::SnatPortsBusy, flow.backend_id);
@@ -219,7 +223,8 @@ fn still_ours<F: TranslatedFamily, T: Tables<F>>(
         tables.flow(key, |flow| flow.healed_s = now_s);
     }
     let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, packet.protocol);
-    let owner = SnatOwner { client: packet.tuple.src, client_port: packet.tuple.src_port, flags: 0 };
+    let owner =
+        SnatOwner { client: packet.tuple.src, client_port: packet.tuple.src_port, flags: flow.flags & FLOW_OWN };
     keep_snat(tables, &snat, &owner, packet.tcp_flags, now_s)
 }
 

@@ -78,6 +78,9 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         if tables.address(&backend.addr) & ADDR_NODE != 0 {
             return Verdict::drop(Reason::NoRoute);
         }
+        if backend.flags & BACKEND_DIRECT == 0 && leaves_by_other_address(tables, &tuple.src, &backend.addr) {
+            flags |= FLOW_SNAT;
+        }
     } else if backend.addr == tuple.src {
         flags |= FLOW_HAIRPIN;
     } else if backend.flags & BACKEND_DIRECT == 0 && !internal || tables.config().has(CONFIG_MASQUERADE_ALL) {
@@ -118,6 +121,15 @@ fn refuse<F: Family>(packet: &Packet<F>, reason: Reason) -> Verdict {
 #[inline(always)]
 pub(super) fn is_pod_link<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
     matches!(tables.iface(ifindex), Some(iface) if matches!(iface.role, IfaceRole::Pod))
+}
+
+/// True if a packet of the node's own goes to an endpoint by a link where the node has another address than the socket's,
+/// which routing to the frontend had chosen. The answer would not come back by that link: an overlay carries the answers to
+/// its own addresses only.
+#[inline(always)]
+fn leaves_by_other_address<F: TranslatedFamily, T: Tables<F>>(tables: &T, src: &F::Addr, backend: &F::Addr) -> bool {
+    let link = tables.route(src, backend);
+    link.and_then(|link| node_address::<F, T>(tables, link)).is_some_and(|node| node != *src)
 }
 
 /// Writes the entries of a new flow, the reply's first: no packet must go out whose answer would not be known.

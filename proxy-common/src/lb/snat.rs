@@ -1,7 +1,7 @@
 //! Source ports on the way to other nodes: choice, reuse, reversal.
 
 use super::tables::{Insert, Step, Tables};
-use crate::abi::{Config, FLOW_HAIRPIN, Flow, FlowKey, FlowState, SnatEntry};
+use crate::abi::{Config, Flow, FlowKey, FlowState, SnatEntry};
 use crate::net::{Address, Family, Packet, TCP, TCP_ACK, TCP_SYN};
 
 use super::conntrack::{Side, next_state};
@@ -263,12 +263,6 @@ fn note<F: Family>(entry: &mut SnatEntry<F>, tcp_flags: u8, side: Side, now_s: u
 #[inline(always)]
 pub(super) fn is_our_port(config: &Config, port: u16) -> bool {
     port >= config.snat_first && port <= config.snat_last
-}
-
-/// True if the entry belongs to a pod that calls itself.
-#[inline(always)]
-pub(super) fn is_hairpin<F: Family>(entry: &SnatEntry<F>) -> bool {
-    entry.flags & FLOW_HAIRPIN != 0
 }
 
 /// The node's address on a link, if it has one.
