@@ -8,6 +8,7 @@
 //! * [`demo`]: the objects of a running world, and the table of paths that `weir-rig demo` prints.
 //! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
 //! * [`scenario`]: scenario files, and the machines that play them; [`suite`]: the test suites.
+//! * [`verifier`]: what the kernel says of each program; [`vmguest`]: the init process of the other-kernel test.
 //! * [`apiserver`]: an in-process double of the Kubernetes API server.
 
 pub mod apiserver;
@@ -17,4 +18,6 @@ pub mod demo;
 pub mod echo;
 pub mod scenario;
 pub mod suite;
+pub mod verifier;
+pub mod vmguest;
 pub mod world;

@@ -48,7 +48,7 @@ impl Apt {
 
     /// A repository that fails (a third party's, say) must not stop the others: if a package is not
     /// found because of it, the installation says so.
-    fn update_once(&self) {
+    pub(crate) fn update_once(&self) {
         UPDATE.call_once(|| {
             println!("updating the package lists");
             if let Err(error) = run::run(self.command().args(["update", "-qq"])) {

@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask bench`: build everything, then become `weir-rig`, whose exit
+//! `cargo xtask demo`, `bench` and `build-ebpf --report`: build everything, then become `weir-rig`, whose exit
 //! code is ours.
 
 use std::{
@@ -26,9 +26,23 @@ pub(crate) fn bench(args: &[OsString]) -> Result<ExitCode> {
     launch("release", &["--release"], "bench", args)
 }
 
+/// For `build-ebpf --report`, which has built the kernel object: the table of the programs.
+pub(crate) fn programs() -> Result<ExitCode> {
+    build_and_become_rig("debug", &[], "programs", &[])
+}
+
 fn launch(profile_dir: &str, profile_args: &[&str], command: &str, args: &[OsString]) -> Result<ExitCode> {
     setup::ensure(Scope::All)?;
     build_ebpf::build(Choice::of_environment()?)?;
+    build_and_become_rig(profile_dir, profile_args, command, args)
+}
+
+fn build_and_become_rig(
+    profile_dir: &str,
+    profile_args: &[&str],
+    command: &str,
+    args: &[OsString],
+) -> Result<ExitCode> {
     println!("building the agent and the rig");
     let packages = ["--locked", "--package", "proxy-agent", "--package", "proxy-rig", "--bins"];
     run::run(workspace::cargo().arg("build").args(packages).args(profile_args))?;

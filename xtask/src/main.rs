@@ -1,4 +1,4 @@
-//! Everything a developer runs: `cargo xtask setup | build-ebpf | test | demo | bench`.
+//! Everything a developer runs: `cargo xtask setup | build-ebpf | test | vmtest | demo | bench`.
 //! Reads the command line and decides the exit code; each command lives in a module of its own.
 
 mod apt;
@@ -12,6 +12,7 @@ mod setup;
 mod summary;
 mod test;
 mod toolchain;
+mod vmtest;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -43,9 +44,14 @@ enum Command {
         /// Fail on compiler warnings in the workspace's own crates
         #[arg(long)]
         deny_warnings: bool,
+        /// Also load the programs (needs root) and print what the verifier says of each: instructions and stack
+        #[arg(long)]
+        report: bool,
     },
     /// Run every check and test; the last line is `N passed, N failed, N skipped`
     Test(test::Options),
+    /// Boot other kernels in qemu, and there load, attach and run the scenarios of the kernel suite
+    Vmtest(vmtest::Options),
     /// Build all, then show real requests reaching their backends (needs root)
     #[command(disable_help_flag = true)]
     Demo {
@@ -66,8 +72,10 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup { check: true } => setup::report(),
         Command::Setup { check: false } => setup::ensure(setup::Scope::All).map(|()| ExitCode::SUCCESS),
-        Command::BuildEbpf { toolchain, deny_warnings } => build_ebpf::run(toolchain, deny_warnings),
+        Command::BuildEbpf { toolchain, deny_warnings, report } => build_ebpf::run(toolchain, deny_warnings)
+            .and_then(|code| if report { launch::programs() } else { Ok(code) }),
         Command::Test(options) => test::run(&options),
+        Command::Vmtest(options) => vmtest::run(&options),
         Command::Demo { args } => launch::demo(&args),
         Command::Bench { args } => launch::bench(&args),
     };

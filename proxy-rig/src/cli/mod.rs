@@ -1,5 +1,6 @@
 //! Subcommands of `weir-rig`, one variant each; what they do lives in the library or in a file beside this one.
 
+mod programs;
 mod scenario;
 mod world;
 
@@ -13,6 +14,7 @@ use proxy_rig::{
     demo::{self, DemoArgs},
     echo::Identity,
     suite::{self, SuiteArgs},
+    vmguest,
     world::{Placement, reap::reap_dead_runs},
 };
 
@@ -36,6 +38,11 @@ enum Command {
     Scenario(scenario::ScenarioArgs),
     /// Bring up a world, print it, keep it until Ctrl-C
     World(world::WorldArgs),
+    /// Load the kernel programs and print what the verifier says of each (root)
+    Programs,
+    /// Be the init process of a virtual machine with another kernel
+    #[command(hide = true)]
+    VmGuest,
     /// Remove what runs left behind whose owner is dead
     Reap,
     /// Run a command in a namespace and cgroup of a world
@@ -77,6 +84,8 @@ impl Cli {
             Command::Suite(args) => suite::run(&args),
             Command::Scenario(args) => scenario::run(&args),
             Command::World(args) => block_on(world::run(args)),
+            Command::Programs => programs::run(),
+            Command::VmGuest => match vmguest::run()? {},
             Command::Reap => reap(),
             Command::ExecIn(args) => exec_in(args),
             Command::PodServer(args) => block_on(serve(args)),

@@ -1,0 +1,76 @@
+//! `weir-rig vm-guest`: the init process of a virtual machine that runs another kernel. Loads the programs, attaches them,
+//! runs the scenarios of the kernel suite, says how it went and switches the machine off. `cargo xtask vmtest` builds the
+//! machine and reads the report: lines that begin with [`MARK`], and the suite's own result line.
+
+mod checks;
+mod init;
+
+use std::{
+    convert::Infallible,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::verifier::Verified;
+
+/// Begins the lines of the report that xtask reads.
+const MARK: &str = "vm-guest:";
+
+/// Comes back only with an error: the end is a machine that is off.
+pub fn run() -> Result<Infallible> {
+    ensure!(std::process::id() == 1, "vm-guest is the init process of a virtual machine (see `cargo xtask vmtest`)");
+    init::mount_all()?;
+    init::report_to_serial_line()?;
+    run_checks();
+    println!("{MARK} end");
+    init::power_off()
+}
+
+/// A check that fails does not hide the later ones.
+fn run_checks() {
+    if !check("modules", init::insert_modules) {
+        return;
+    }
+    if check("load", || {
+        let rows = checks::load()?;
+        rows.iter().for_each(tell_program);
+        Ok(format!("{} programs", rows.len()))
+    }) {
+        check("tcx", checks::tcx);
+        check("attach", checks::attach);
+        check("cgroup", checks::cgroup);
+        check("suite", kernel_suite);
+    }
+}
+
+fn check(name: &str, work: impl FnOnce() -> Result<String>) -> bool {
+    match work() {
+        Ok(detail) => {
+            println!("{MARK} check {name} ok {detail}");
+            true
+        }
+        Err(error) => {
+            println!("{error:#}");
+            let first = format!("{error:#}").lines().next().unwrap_or_default().to_owned();
+            println!("{MARK} check {name} failed {first}");
+            false
+        }
+    }
+}
+
+fn tell_program(row: &Verified) {
+    println!("{MARK} program {} {} {} {}", row.program, row.instructions, row.translated, row.stack);
+}
+
+/// In a process of its own, so that a crash of the runner is one failed check.
+fn kernel_suite() -> Result<String> {
+    let status = Command::new("/proc/self/exe")
+        .args(["suite", "kernel"])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .status()
+        .context("starting the suite")?;
+    ensure!(status.success(), "the kernel suite ended with {status}");
+    Ok("scenarios".to_owned())
+}
