@@ -48,7 +48,8 @@ pub fn verify_again(object: &[u8], loaded: &Ebpf) -> Result<Vec<Verified>> {
     let relocated = relocate(object, &maps)?;
     let mut rows = Vec::new();
     for (hook, info) in hooks.into_iter().zip(infos) {
-        let log = load_with_log(hook, &relocated).with_context(|| format!("verifying {}", hook.program))?;
+        let btf = btf_of(&info)?;
+        let log = load_with_log(hook, &relocated, &btf).with_context(|| format!("verifying {}", hook.program))?;
         rows.push(Verified {
             program: hook.program,
             instructions: number_after(&log, "processed ").with_context(|| format!("no total in {log:?}"))?,
@@ -88,13 +89,19 @@ fn relocate(object: &[u8], maps: &HashMap<String, MapFd>) -> Result<Object> {
     Ok(object)
 }
 
+/// The type information that the program was loaded with.
+fn btf_of(program: &ProgramInfo) -> Result<OwnedFd> {
+    let mut attr = empty();
+    attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = program.btf_id().context("the program has no BTF")?;
+    bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr).context("opening the BTF of a program")
+}
+
 /// Returns the verifier's log of a program that it accepts.
-fn load_with_log(hook: &Hook, object: &Object) -> Result<String> {
+fn load_with_log(hook: &Hook, object: &Object, btf: &OwnedFd) -> Result<String> {
     let program = object.programs.get(hook.program).context("not in the object")?;
     let function = object.functions.get(&program.function_key()).context("no code")?;
     let mut log = vec![0_u8; LOG_BYTES];
-    // SAFETY: all fields of the union are integers, for which zero is valid.
-    let mut attr: bpf_attr = unsafe { zeroed() };
+    let mut attr = empty();
     attr.__bindgen_anon_3.prog_type = type_of(hook) as u32;
     if !TC_HOOKS.contains(hook) {
         attr.__bindgen_anon_3.expected_attach_type = hook.attach_type as u32;
@@ -105,19 +112,36 @@ fn load_with_log(hook: &Hook, object: &Object) -> Result<String> {
     attr.__bindgen_anon_3.log_level = LOG_STATS;
     attr.__bindgen_anon_3.log_buf = log.as_mut_ptr() as u64;
     attr.__bindgen_anon_3.log_size = LOG_BYTES as u32;
-    // SAFETY: `attr` is a whole, initialised union of the size given; code, licence and log outlive the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_PROG_LOAD as libc::c_long, &raw mut attr, size_of::<bpf_attr>())
-    };
-    let error = io::Error::last_os_error();
+    // Functions that are called back must have a type.
+    let functions = function.func_info.func_info_bytes();
+    attr.__bindgen_anon_3.prog_btf_fd = btf.as_raw_fd() as u32;
+    attr.__bindgen_anon_3.func_info = functions.as_ptr() as u64;
+    attr.__bindgen_anon_3.func_info_cnt = function.func_info.len().try_into()?;
+    attr.__bindgen_anon_3.func_info_rec_size = function.func_info_rec_size.try_into()?;
+    // The program goes with its descriptor.
+    let result = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr);
     let log: Vec<u8> = log.into_iter().take_while(|byte| *byte != 0).collect();
     let log = String::from_utf8_lossy(&log).into_owned();
-    if result < 0 {
-        return Err(error).with_context(|| format!("refused: {log}"));
-    }
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns; dropped, the program goes.
-    drop(unsafe { OwnedFd::from_raw_fd(i32::try_from(result)?) });
+    result.with_context(|| format!("refused: {log}"))?;
     Ok(log)
+}
+
+fn empty() -> bpf_attr {
+    // SAFETY: all fields of the union are integers, for which zero is valid.
+    unsafe { zeroed() }
+}
+
+/// A command that returns a descriptor. Every pointer in `attr` outlives the call (see callers).
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a whole, initialised union of the size given.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_mut(attr), size_of::<bpf_attr>())
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
 fn type_of(hook: &Hook) -> bpf_prog_type {
