@@ -66,7 +66,7 @@ fn tell_program(row: &Verified) {
 /// In a process of its own, so that a crash of the runner is one failed check.
 fn kernel_suite() -> Result<String> {
     let status = Command::new("/proc/self/exe")
-        .args(["suite", "kernel"])
+        .args(["suite", "kernel", "--color=never"])
         .current_dir("/")
         .stdin(Stdio::null())
         .status()

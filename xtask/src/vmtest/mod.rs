@@ -1,5 +1,5 @@
 //! `cargo xtask vmtest`: boots Debian's kernels in qemu (emulated, no KVM needed), with `weir-rig vm-guest` as init process,
-//! which loads and attaches the kernel programs and runs the scenarios of the kernel suite. Also a stage of test. Needs no
+//! which loads and attaches the kernel programs and runs the scenarios of the kernel suite. Needs no
 //! root: qemu and the kernels are packages of Debian, unpacked into the cache directory.
 
 mod initramfs;
@@ -32,7 +32,7 @@ pub(crate) struct Options {
     #[arg(long = "kernel")]
     kernels: Vec<String>,
     /// Seconds after which a machine is ended
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 900)]
     limit: u64,
 }
 
@@ -53,11 +53,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let counts = boot(&series, Duration::from_secs(options.limit))?;
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// For the stage of test, which has built everything.
-pub(crate) fn stage() -> Result<Counts> {
-    boot(&SERIES, Duration::from_secs(600))
 }
 
 /// All kernels at the same time; prints what each of them reported.
