@@ -4,8 +4,9 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use proxy_common::abi::{
-    AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, Iface, PortName, REASON_SLOTS,
-    RingSlot, Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches, VerdictRecord, capacity,
+    AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, PortName,
+    REASON_SLOTS, RingSlot, Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches, VerdictRecord,
+    capacity,
 };
 use proxy_common::lb::{Verdict, Work};
 use proxy_common::net::{Family, Ipv4, Ipv6, V4, V6};
@@ -15,6 +16,7 @@ type Services<F> = HashMap<ServiceKey<F>, Service, { capacity::SERVICES }>;
 type Backends<F> = Array<Backend<F>, { capacity::BACKENDS }>;
 type Conntrack<F> = LruHashMap<FlowKey<F>, Flow<F>, { capacity::CONNTRACK }>;
 type Snat<F> = LruHashMap<FlowKey<F>, SnatEntry<F>, { capacity::SNAT }>;
+type Frags<F> = LruHashMap<FragKey<F>, FragEntry<F>, { capacity::FRAGS }>;
 type SrcRanges<F> = LpmTrie<SourceRangeKey<F>, u32, { capacity::SRC_RANGES }>;
 type SockRevnat<F> = LruHashMap<SockKey<F>, SockPeer<F>, { capacity::SOCK_REVNAT }>;
 
@@ -38,6 +40,10 @@ static CONNTRACK_V6: Conntrack<V6> = Conntrack::new();
 static SNAT_V4: Snat<V4> = Snat::new();
 #[btf_map]
 static SNAT_V6: Snat<V6> = Snat::new();
+#[btf_map]
+static FRAGS_V4: Frags<V4> = Frags::new();
+#[btf_map]
+static FRAGS_V6: Frags<V6> = Frags::new();
 #[btf_map]
 static SRC_RANGES_V4: SrcRanges<V4> = SrcRanges::new();
 #[btf_map]
@@ -89,14 +95,15 @@ pub(crate) trait FamilyMaps: Family {
     fn backends() -> &'static Backends<Self>;
     fn conntrack() -> &'static Conntrack<Self>;
     fn snat() -> &'static Snat<Self>;
+    fn frags() -> &'static Frags<Self>;
     fn src_ranges() -> &'static SrcRanges<Self>;
     fn sock_revnat() -> &'static SockRevnat<Self>;
     fn scratch() -> &'static Scratches<Self>;
 }
 
 macro_rules! family_maps {
-    ($family:ty: $addrs:ident $services:ident $backends:ident $conntrack:ident $snat:ident $ranges:ident $sock:ident
-        $scratch:ident) => {
+    ($family:ty: $addrs:ident $services:ident $backends:ident $conntrack:ident $snat:ident $frags:ident $ranges:ident
+        $sock:ident $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn addrs() -> &'static Addrs<Self::Addr> {
@@ -119,6 +126,10 @@ macro_rules! family_maps {
                 &$snat
             }
             #[inline(always)]
+            fn frags() -> &'static Frags<Self> {
+                &$frags
+            }
+            #[inline(always)]
             fn src_ranges() -> &'static SrcRanges<Self> {
                 &$ranges
             }
@@ -133,5 +144,5 @@ macro_rules! family_maps {
         }
     };
 }
-family_maps!(V4: ADDRS_V4 SERVICES_V4 BACKENDS_V4 CONNTRACK_V4 SNAT_V4 SRC_RANGES_V4 SOCK_REVNAT_V4 SCRATCH_V4);
-family_maps!(V6: ADDRS_V6 SERVICES_V6 BACKENDS_V6 CONNTRACK_V6 SNAT_V6 SRC_RANGES_V6 SOCK_REVNAT_V6 SCRATCH_V6);
+family_maps!(V4: ADDRS_V4 SERVICES_V4 BACKENDS_V4 CONNTRACK_V4 SNAT_V4 FRAGS_V4 SRC_RANGES_V4 SOCK_REVNAT_V4 SCRATCH_V4);
+family_maps!(V6: ADDRS_V6 SERVICES_V6 BACKENDS_V6 CONNTRACK_V6 SNAT_V6 FRAGS_V6 SRC_RANGES_V6 SOCK_REVNAT_V6 SCRATCH_V6);

@@ -4,10 +4,10 @@
 //! bpf_l4_csum_replace. All writes go through helpers: a direct write would make the kernel copy the head of every packet
 //! that a socket still holds (TCP sends clones), changed or not.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 use proxy_common::lb::{CHANGED_DST, CHANGED_DST_PORT, CHANGED_SRC, CHANGED_SRC_PORT, Rewrite};
-use proxy_common::net::{ETH_LEN, Family, Ipv4, Ipv6, Packet, UDP, V4, V6, checksum_offset};
+use proxy_common::net::{ETH_LEN, Family, Fragment, Ipv4, Ipv6, Packet, UDP, V4, V6, checksum_offset};
 
 /// The packet could not be changed (no memory for a private copy of its head).
 pub(crate) struct Failed;
@@ -26,9 +26,14 @@ const IPV6_DST: u32 = 24;
 
 #[inline(always)]
 pub(crate) fn store<T>(skb: *mut __sk_buff, offset: u32, value: &T) -> Result<(), Failed> {
+    store_with(skb, offset, value, 0)
+}
+
+#[inline(always)]
+fn store_with<T>(skb: *mut __sk_buff, offset: u32, value: &T, flags: u64) -> Result<(), Failed> {
+    let (from, len) = (core::ptr::from_ref(value), size_of::<T>() as u32);
     // SAFETY: context; `value` is readable for its size.
-    let result =
-        unsafe { bpf_skb_store_bytes(skb.cast(), offset, core::ptr::from_ref(value).cast(), size_of::<T>() as u32, 0) };
+    let result = unsafe { bpf_skb_store_bytes(skb.cast(), offset, from.cast(), len, flags) };
     if result == 0 { Ok(()) } else { Err(Failed) }
 }
 
@@ -51,6 +56,9 @@ pub(crate) trait RewriteFamily: Family {
         to: &Self::Addr,
         flags: u64,
     ) -> Result<(), Failed>;
+    /// Writes an address over which no L4 checksum of this packet goes.
+    fn replace_address(skb: *mut __sk_buff, l3: u32, at: u32, from: &Self::Addr, to: &Self::Addr)
+    -> Result<(), Failed>;
 }
 
 impl RewriteFamily for V4 {
@@ -67,6 +75,15 @@ impl RewriteFamily for V4 {
             return Err(Failed);
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn replace_address(skb: *mut __sk_buff, l3: u32, at: u32, from: &Ipv4, to: &Ipv4) -> Result<(), Failed> {
+        // SAFETY: context; the helper checks the offset.
+        let done = unsafe {
+            bpf_l3_csum_replace(skb.cast(), l3 + IPV4_CHECK, u64::from(from.word()), u64::from(to.word()), 4)
+        };
+        if done != 0 { Err(Failed) } else { store(skb, at, to) }
     }
 }
 
@@ -85,6 +102,12 @@ impl RewriteFamily for V6 {
             _ => Err(Failed),
         }
     }
+
+    #[inline(always)]
+    fn replace_address(skb: *mut __sk_buff, _l3: u32, at: u32, _from: &Ipv6, to: &Ipv6) -> Result<(), Failed> {
+        // Nothing else changes with it: a CHECKSUM_COMPLETE sum over the packet must.
+        store_with(skb, at, to, u64::from(BPF_F_RECOMPUTE_CSUM))
+    }
 }
 
 /// Rewrites addresses, ports and link addresses.
@@ -99,6 +122,9 @@ pub(crate) fn rewrite<F: RewriteFamily>(
     // A UDP checksum of zero says that there is none (RFC 768); a computed zero is sent as 0xffff.
     let flags = if packet.protocol == UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
     let (old, new) = (&packet.tuple, &rewrite.tuple);
+    if matches!(packet.fragment, Fragment::Later) {
+        return rewrite_later_fragment(skb, packet, rewrite);
+    }
     if rewrite.changed & CHANGED_SRC != 0 {
         F::replace(skb, l3, l4_check, &old.src, &new.src, flags)?;
         store(skb, l3 + F::SRC, &new.src)?;
@@ -112,6 +138,24 @@ pub(crate) fn rewrite<F: RewriteFamily>(
     }
     if rewrite.changed & CHANGED_DST_PORT != 0 {
         replace_port(skb, l4_check, l4 + 2, old.dst_port, new.dst_port, flags)?;
+    }
+    if rewrite.bounce { swap_link_addresses(skb) } else { Ok(()) }
+}
+
+/// Rewrites the addresses of a packet whose L4 header is in another one.
+#[inline(always)]
+fn rewrite_later_fragment<F: RewriteFamily>(
+    skb: *mut __sk_buff,
+    packet: &Packet<F>,
+    rewrite: &Rewrite<F>,
+) -> Result<(), Failed> {
+    let l3 = u32::from(packet.l3_offset);
+    let (old, new) = (&packet.tuple, &rewrite.tuple);
+    if rewrite.changed & CHANGED_SRC != 0 {
+        F::replace_address(skb, l3, l3 + F::SRC, &old.src, &new.src)?;
+    }
+    if rewrite.changed & CHANGED_DST != 0 {
+        F::replace_address(skb, l3, l3 + F::DST, &old.dst, &new.dst)?;
     }
     if rewrite.bounce { swap_link_addresses(skb) } else { Ok(()) }
 }

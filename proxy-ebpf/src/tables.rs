@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use core::ffi::c_void;
 use proxy_common::abi::{
-    AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, Iface, RingSlot, Service, ServiceCidrs,
-    ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey,
+    AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, RingSlot,
+    Service, ServiceCidrs, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey,
 };
 use proxy_common::lb::{Insert, Step, TableFull, Tables};
 use proxy_common::net::Tuple;
@@ -129,6 +129,17 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     #[inline(always)]
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
         F::snat().insert(key, entry, flags(insert)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R> {
+        // SAFETY: as in `flow`; the reader compares `check`.
+        Some(read(unsafe { F::frags().get(key) }?))
+    }
+
+    #[inline(always)]
+    fn put_frag(&self, key: &FragKey<F>, entry: &FragEntry<F>) -> Result<(), TableFull> {
+        F::frags().insert(key, entry, flags(Insert::Any)).map_err(|_| TableFull)
     }
 
     #[inline(always)]

@@ -8,8 +8,9 @@ use aya::{
 };
 use proxy_common::{
     abi::{
-        AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, Iface, PortName, Reason,
-        RingSlot, Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches, VerdictRecord, names,
+        AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface,
+        PortName, Reason, RingSlot, Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches,
+        VerdictRecord, names,
     },
     net::{Ipv4, Ipv6, V4, V6},
 };
@@ -51,6 +52,8 @@ pub(super) fn dump(pins: &Pins, map: &str) -> Result<Vec<Entry>, TableError> {
         names::CONNTRACK_V6 => hash::<FlowKey<V6>, Flow<V6>>(pins, map),
         names::SNAT_V4 => hash::<FlowKey<V4>, SnatEntry<V4>>(pins, map),
         names::SNAT_V6 => hash::<FlowKey<V6>, SnatEntry<V6>>(pins, map),
+        names::FRAGS_V4 => hash::<FragKey<V4>, FragEntry<V4>>(pins, map),
+        names::FRAGS_V6 => hash::<FragKey<V6>, FragEntry<V6>>(pins, map),
         names::AFFINITY => hash::<AffinityKey, AffinityValue>(pins, map),
         names::SRC_RANGES_V4 => prefixes::<SourceRangeKey<V4>>(pins, map),
         names::SRC_RANGES_V6 => prefixes::<SourceRangeKey<V6>>(pins, map),
@@ -72,6 +75,8 @@ pub(super) fn count(pins: &Pins, map: &str) -> Result<usize, TableError> {
         names::CONNTRACK_V6 => Ok(entries::<FlowKey<V6>, Flow<V6>>(pins, map)?.len()),
         names::SNAT_V4 => Ok(entries::<FlowKey<V4>, SnatEntry<V4>>(pins, map)?.len()),
         names::SNAT_V6 => Ok(entries::<FlowKey<V6>, SnatEntry<V6>>(pins, map)?.len()),
+        names::FRAGS_V4 => Ok(entries::<FragKey<V4>, FragEntry<V4>>(pins, map)?.len()),
+        names::FRAGS_V6 => Ok(entries::<FragKey<V6>, FragEntry<V6>>(pins, map)?.len()),
         names::AFFINITY => Ok(entries::<AffinityKey, AffinityValue>(pins, map)?.len()),
         names::SOCK_REVNAT_V4 => Ok(entries::<SockKey<V4>, SockPeer<V4>>(pins, map)?.len()),
         names::SOCK_REVNAT_V6 => Ok(entries::<SockKey<V6>, SockPeer<V6>>(pins, map)?.len()),

@@ -27,6 +27,9 @@ pub struct Capacities {
     /// Flows whose source address is translated.
     #[arg(long = "snat-max", default_value_t = capacity::SNAT as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub snat: u32,
+    /// Datagrams in fragments.
+    #[arg(long = "frags-max", default_value_t = capacity::FRAGS as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub frags: u32,
     /// Clients remembered for session affinity.
     #[arg(long = "affinity-max", default_value_t = capacity::AFFINITY as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub affinity: u32,
@@ -54,6 +57,7 @@ impl Default for Capacities {
             backends: capacity::BACKENDS as u32,
             conntrack: capacity::CONNTRACK as u32,
             snat: capacity::SNAT as u32,
+            frags: capacity::FRAGS as u32,
             affinity: capacity::AFFINITY as u32,
             source_ranges: capacity::SRC_RANGES as u32,
             sockets: capacity::SOCK_REVNAT as u32,
@@ -74,6 +78,7 @@ impl Capacities {
             names::BACKENDS_V4 | names::BACKENDS_V6 => self.backends,
             names::CONNTRACK_V4 | names::CONNTRACK_V6 => self.conntrack,
             names::SNAT_V4 | names::SNAT_V6 => self.snat,
+            names::FRAGS_V4 | names::FRAGS_V6 => self.frags,
             names::AFFINITY => self.affinity,
             names::SRC_RANGES_V4 | names::SRC_RANGES_V6 => self.source_ranges,
             names::SOCK_REVNAT_V4 | names::SOCK_REVNAT_V6 => self.sockets,

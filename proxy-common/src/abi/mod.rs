@@ -9,6 +9,7 @@ mod affinity;
 mod backends;
 mod config;
 mod flows;
+mod fragments;
 mod ifaces;
 mod reasons;
 mod services;
@@ -23,6 +24,7 @@ pub use config::{
     Config, MAX_SERVICE_CIDRS, ServiceCidrs, Switches,
 };
 pub use flows::{FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState, SnatEntry};
+pub use fragments::{FragEntry, FragKey};
 pub use ifaces::{Iface, IfaceRole};
 pub use reasons::{Action, REASON_SLOTS, Reason, VerdictRecord};
 pub use services::{
@@ -49,6 +51,8 @@ pub mod names {
     pub const CONNTRACK_V6: &str = "CONNTRACK_V6";
     pub const SNAT_V4: &str = "SNAT_V4";
     pub const SNAT_V6: &str = "SNAT_V6";
+    pub const FRAGS_V4: &str = "FRAGS_V4";
+    pub const FRAGS_V6: &str = "FRAGS_V6";
     pub const AFFINITY: &str = "AFFINITY";
     pub const SRC_RANGES_V4: &str = "SRC_RANGES_V4";
     pub const SRC_RANGES_V6: &str = "SRC_RANGES_V6";
@@ -63,7 +67,7 @@ pub mod names {
     pub const SCRATCH_V6: &str = "SCRATCH_V6";
 
     /// Every map that is pinned, i.e. outlives the agent.
-    pub const PINNED: [&str; 22] = [
+    pub const PINNED: [&str; 24] = [
         ADDRS_V4,
         ADDRS_V6,
         SERVICES_V4,
@@ -76,6 +80,8 @@ pub mod names {
         CONNTRACK_V6,
         SNAT_V4,
         SNAT_V6,
+        FRAGS_V4,
+        FRAGS_V6,
         AFFINITY,
         SRC_RANGES_V4,
         SRC_RANGES_V6,
@@ -98,6 +104,7 @@ pub mod capacity {
     pub const BACKENDS: usize = 262_144;
     pub const CONNTRACK: usize = 262_144;
     pub const SNAT: usize = 131_072;
+    pub const FRAGS: usize = 8_192;
     pub const AFFINITY: usize = 65_536;
     pub const SRC_RANGES: usize = 16_384;
     pub const SOCK_REVNAT: usize = 131_072;

@@ -50,7 +50,7 @@ reasons! {
     Malformed = 3, "malformed", "The headers do not fit in the packet.";
     TooManyHeaders = 4, "too-many-headers", "More IPv6 extension headers than are looked at.";
     UnsupportedProtocol = 5, "unsupported-protocol", "Neither TCP nor UDP.";
-    LaterFragment = 6, "later-fragment", "A fragment without ports.";
+    LaterFragment = 6, "later-fragment", "A later fragment of a datagram that was not translated.";
     NoFlow = 7, "no-flow", "A TCP segment in mid-connection without an entry.";
     UnknownPort = 8, "unknown-port", "An external or node address, but no such port.";
     OwnSocket = 9, "own-socket", "A connected UDP socket of this node owns the tuple.";
@@ -66,6 +66,7 @@ reasons! {
     HairpinReply = 26, "hairpin-reply", "A pod answers itself through its own Service.";
     OwnForward = 27, "own-forward", "The node's own packet: DNAT on the way out.";
     OwnReply = 28, "own-reply", "A reply to the node's own packet.";
+    FragmentFollows = 29, "fragment-follows", "A later fragment: goes where its first one went.";
     // Refused: ICMP port unreachable, or ECONNREFUSED at connect time.
     NoEndpoints = 40, "no-endpoints", "The Service has no usable endpoint.";
     UnknownClusterIpPort = 41, "unknown-cluster-ip-port", "A ClusterIP without such a port.";
@@ -84,6 +85,7 @@ reasons! {
     ReplyFailed = 71, "reply-failed", "The ICMP error could not be built.";
     ReplyLimited = 72, "reply-limited", "Too many ICMP errors at the moment.";
     NotAnswerable = 73, "not-answerable", "Refused, but a packet that must not be answered by an ICMP error.";
+    FragmentAlone = 74, "fragment-alone", "A later fragment to a Service, and no first one before it.";
     // Connect time.
     SockTranslated = 80, "sock-translated", "Connect time: endpoint chosen.";
     SockSticky = 81, "sock-sticky", "Connect time: the endpoint that this socket already uses.";

@@ -5,6 +5,7 @@
 //! its filters always see client and endpoint.
 
 use super::conntrack::{HEAL_INTERVAL_S, Known, forget_half, heal, is_foreign_syn, lookup_conntrack, note_reply};
+use super::fragments::{follow_fragment, remember_fragment};
 use super::new_flow::{forward, new_flow};
 use super::snat::{NodeAddress, SnatOwner, SnatRequest, is_our_port, keep_snat, lookup_snat, node_address, plan_snat};
 use super::tables::Tables;
@@ -18,7 +19,19 @@ use crate::net::{Family, Fragment, Packet, ParseFamily, TCP_FIN, TCP_RST, TCP_SY
 pub trait TranslatedFamily: Family + ParseFamily + NodeAddress {}
 impl<F: ParseFamily + NodeAddress> TranslatedFamily for F {}
 
-/// A packet that comes into the node's network namespace.
+/// Any packet at any hook, all steps in one: for executors without a kernel. The kernel programs call the steps apart.
+pub fn decide<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, egress: bool, work: &mut Work<F>) -> Verdict {
+    if matches!(work.packet.fragment, Fragment::Later) {
+        return follow_fragment(tables, work);
+    }
+    let verdict = if egress { decide_egress(tables, env, work) } else { decide_ingress(tables, env, work) };
+    if matches!(work.packet.fragment, Fragment::First) {
+        remember_fragment(tables, work, &verdict);
+    }
+    verdict
+}
+
+/// A packet that comes into the node's network namespace, whole or a first fragment.
 #[inline(always)]
 pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
     let Work { packet, rewrite, key, flow, .. } = work;
@@ -29,7 +42,7 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
     }
     if !packet.has_ports() {
         let unallocated = addr_flags == 0;
-        return if unallocated { UNALLOCATED } else { Verdict::pass(without_ports(packet)) };
+        return if unallocated { UNALLOCATED } else { Verdict::pass(Reason::UnsupportedProtocol) };
     }
     let now_s = tables.now_s();
     *key = FlowKey::of(packet);
@@ -56,13 +69,13 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
     }
 }
 
-/// A packet that leaves the node's network namespace.
+/// A packet that leaves the node's network namespace, whole or a first fragment.
 #[inline(always)]
 pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
     let Work { packet, rewrite, key, flow, .. } = work;
     rewrite.start(packet);
     if !packet.has_ports() {
-        return Verdict::pass(without_ports(packet));
+        return Verdict::pass(Reason::UnsupportedProtocol);
     }
     *key = FlowKey::of(packet);
     let check = key.check();
@@ -99,7 +112,7 @@ fn known_forward<F: TranslatedFamily, T: Tables<F>>(
 }
 
 /// In the Service range, but no Service has it.
-const UNALLOCATED: Verdict = Verdict::drop(Reason::UnallocatedClusterIp);
+pub(super) const UNALLOCATED: Verdict = Verdict::drop(Reason::UnallocatedClusterIp);
 
 /// A destination that ADDRS does not know.
 #[inline(always)]
@@ -108,11 +121,6 @@ fn unknown_address<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>) -> V
         return UNALLOCATED;
     }
     Verdict::pass(Reason::NotOurs)
-}
-
-#[inline(always)]
-fn without_ports<F: Family>(packet: &Packet<F>) -> Reason {
-    if matches!(packet.fragment, Fragment::Later) { Reason::LaterFragment } else { Reason::UnsupportedProtocol }
 }
 
 /// At ingress: an answer from another node to one of our source ports.

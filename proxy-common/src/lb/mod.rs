@@ -1,9 +1,10 @@
 //! What happens to a packet or a socket. Reading order: [`decide_ingress`] and [`decide_egress`] in decide.rs, then
-//! new_flow.rs (choice of an endpoint), select.rs, conntrack.rs (known flows), snat.rs; connect.rs for sockets.
+//! new_flow.rs (choice of an endpoint), select.rs, conntrack.rs (known flows), snat.rs, fragments.rs; connect.rs for sockets.
 
 mod connect;
 mod conntrack;
 mod decide;
+mod fragments;
 mod new_flow;
 mod select;
 mod snat;
@@ -12,7 +13,8 @@ mod verdict;
 
 pub use connect::{SockOutcome, SockRequest, connect, reveal};
 pub use conntrack::{HEAL_INTERVAL_S, Side, next_state};
-pub use decide::{TranslatedFamily, decide_egress, decide_ingress};
+pub use decide::{TranslatedFamily, decide, decide_egress, decide_ingress};
+pub use fragments::{follow_fragment, remember_fragment};
 pub use select::{Chosen, Client, NotChosen, select_backend};
 pub use snat::{NodeAddress, SNAT_WINDOW, Search, is_reusable};
 pub use tables::{Insert, Step, TableFull, Tables};

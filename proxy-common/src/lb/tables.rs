@@ -1,8 +1,8 @@
 //! The maps as the decision code sees them. The kernel implements this over BPF maps, the tests over plain collections.
 
 use crate::abi::{
-    AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, Iface, RingSlot, Service, ServiceKey,
-    SnatEntry, SockKey, SockPeer,
+    AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, RingSlot,
+    Service, ServiceKey, SnatEntry, SockKey, SockPeer,
 };
 use crate::net::{Family, Tuple};
 
@@ -45,6 +45,8 @@ pub trait Tables<F: Family> {
     fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull>;
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R>;
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull>;
+    fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R>;
+    fn put_frag(&self, key: &FragKey<F>, entry: &FragEntry<F>) -> Result<(), TableFull>;
     fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R>;
     fn put_affinity(&self, key: &AffinityKey, value: &AffinityValue) -> Result<(), TableFull>;
     fn sock(&self, key: &SockKey<F>) -> Option<SockPeer<F>>;

@@ -1,7 +1,7 @@
 //! The result of a decision: a [`Verdict`], and a [`Rewrite`] if the packet changes.
 
 use super::snat::Search;
-use crate::abi::{Action, Flow, FlowKey, Reason};
+use crate::abi::{Action, Flow, FlowKey, FragEntry, FragKey, Reason};
 use crate::net::{Address, Family, Packet, Tuple};
 
 /// Where a packet is.
@@ -122,6 +122,8 @@ pub struct Work<F: Family> {
     /// Key of the flow's other half.
     pub other: FlowKey<F>,
     pub search: Search<F>,
+    pub frag_key: FragKey<F>,
+    pub frag: FragEntry<F>,
 }
 
 impl<F: Family> Work<F> {
@@ -134,6 +136,8 @@ impl<F: Family> Work<F> {
             flow: Flow::EMPTY,
             other: FlowKey::EMPTY,
             search: Search::EMPTY,
+            frag_key: FragKey::EMPTY,
+            frag: FragEntry::EMPTY,
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct Packet<F: Family> {
     /// RFC 9293 flags; zero unless TCP.
     pub tcp_flags: u8,
     pub fragment: Fragment,
+    /// Of a fragment: what it has in common with the others of its datagram, beside the addresses.
+    pub datagram_id: u32,
     /// Byte offsets from the start of the frame.
     pub l3_offset: u16,
     pub l4_offset: u16,
@@ -41,6 +43,7 @@ impl<F: Family> Packet<F> {
         protocol: 0,
         tcp_flags: 0,
         fragment: Fragment::Whole,
+        datagram_id: 0,
         l3_offset: 0,
         l4_offset: 0,
     };

@@ -67,7 +67,7 @@ struct ExtensionHeader {
 
 /// A family whose network header can be parsed.
 pub trait ParseFamily: Family {
-    /// Fills addresses, protocol, fragment and `l4_offset`.
+    /// Fills addresses, protocol, fragment, datagram id (of a fragment) and `l4_offset`.
     fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<Self>) -> Result<(), ParseError>;
 }
 
@@ -126,6 +126,7 @@ impl ParseFamily for V4 {
             (0, _) => Fragment::First,
             _ => Fragment::Later,
         };
+        packet.datagram_id = u32::from(u16::from_be_bytes(header.id));
         packet.protocol = header.protocol;
         packet.tuple.src = super::Ipv4 { octets: header.src };
         packet.tuple.dst = super::Ipv4 { octets: header.dst };
@@ -160,6 +161,7 @@ impl ParseFamily for V6 {
             let extension: ExtensionHeader = bytes.load(offset).ok_or(ParseError::Malformed)?;
             offset += match protocol {
                 FRAGMENT => {
+                    packet.datagram_id = u32::from_be_bytes(extension.id);
                     let fragment = u16::from_be_bytes(extension.fragment);
                     packet.fragment = match (fragment & 0xfff8, fragment & 1) {
                         // An atomic fragment (RFC 6946) is a whole packet.
@@ -239,7 +241,7 @@ mod tests {
         let packet = parse::<V6>(&frame).unwrap();
         assert_eq!(packet.tuple.dst, Ipv6 { octets: [2; 16] });
         assert_eq!((packet.protocol, packet.tuple.src_port, packet.tuple.dst_port), (UDP, 40000, 53));
-        assert_eq!(packet.fragment, Fragment::First);
+        assert_eq!((packet.fragment, packet.datagram_id), (Fragment::First, 7));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use proxy_common::{
     abi::{
         ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, AffinityKey, AffinityValue, Algorithm,
         BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Config,
-        EmptySet, EndpointSet, Flow, FlowKey, FrontendKind, Iface, IfaceRole, RingSlot, Service, ServiceKey, SnatEntry,
-        SockKey, SockPeer,
+        EmptySet, EndpointSet, Flow, FlowKey, FragEntry, FragKey, FrontendKind, Iface, IfaceRole, RingSlot, Service,
+        ServiceKey, SnatEntry, SockKey, SockPeer,
     },
-    lb::{Env, Insert, TableFull, Tables, TranslatedFamily, Verdict, Work, decide_egress, decide_ingress},
+    lb::{Env, Insert, TableFull, Tables, TranslatedFamily, Verdict, Work, decide},
     net::{Family, Ipv4, Ipv6, Packet, TCP, Tuple, UDP, V4, V6},
 };
 
@@ -84,6 +84,7 @@ pub(crate) struct Memory<F: Family> {
     pub(crate) ifaces: HashMap<u32, Iface>,
     pub(crate) flows: Map<FlowKey<F>, Flow<F>>,
     pub(crate) snats: Map<FlowKey<F>, SnatEntry<F>>,
+    pub(crate) frags: Map<FragKey<F>, FragEntry<F>>,
     pub(crate) affinities: Map<AffinityKey, AffinityValue>,
     pub(crate) socks: Map<SockKey<F>, SockPeer<F>>,
     /// Entries per table.
@@ -107,6 +108,7 @@ impl<F: TestFamily> Memory<F> {
             ifaces: HashMap::from([(POD, iface(IfaceRole::Pod)), (UPLINK, iface(IfaceRole::Uplink))]),
             flows: Map::default(),
             snats: Map::default(),
+            frags: Map::default(),
             affinities: Map::default(),
             socks: Map::default(),
             capacity: usize::MAX,
@@ -134,7 +136,7 @@ impl<F: TestFamily> Memory<F> {
 
     pub(crate) fn decide(&self, ingress: bool, env: &Env, packet: &Packet<F>) -> (Verdict, Work<F>) {
         let mut work = Work::new(*packet);
-        let verdict = if ingress { decide_ingress(self, env, &mut work) } else { decide_egress(self, env, &mut work) };
+        let verdict = decide(self, env, !ingress, &mut work);
         (verdict, work)
     }
 }
@@ -199,6 +201,12 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
     }
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
         put(&self.snats, self.capacity, key, entry, insert)
+    }
+    fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R> {
+        self.frags.borrow().get(key).map(read)
+    }
+    fn put_frag(&self, key: &FragKey<F>, entry: &FragEntry<F>) -> Result<(), TableFull> {
+        put(&self.frags, self.capacity, key, entry, Insert::Any)
     }
     fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R> {
         self.affinities.borrow_mut().get_mut(key).map(read)

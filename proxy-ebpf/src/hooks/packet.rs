@@ -12,8 +12,8 @@ use crate::tables::KernelTables;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_skb_pull_data;
 use proxy_common::abi::{Action, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, Reason, ServiceCidrs};
-use proxy_common::lb::{Env, Tables, TranslatedFamily, Verdict, Work};
-use proxy_common::net::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, Packet, ParseError, V4, V6, parse_packet};
+use proxy_common::lb::{Env, Tables, TranslatedFamily, Verdict, Work, follow_fragment, remember_fragment};
+use proxy_common::net::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, Fragment, Packet, ParseError, V4, V6, parse_packet};
 
 /// On with the next program, or with the stack (tcx and clsact alike).
 pub(crate) const TCX_NEXT: i32 = -1;
@@ -33,13 +33,19 @@ pub(crate) trait Direction {
     fn decide<F: PacketFamily>(tables: &KernelTables, env: &Env, work: &mut Work<F>) -> Verdict;
 }
 
-/// A packet that stays as it is.
+// What is to be done after the decision, as bits.
+/// The packet stays as it is.
 const UNCHANGED: i32 = 0;
-/// A packet to change, redirect, answer or drop.
+/// Change, redirect, answer or drop it.
 const CHANGED: i32 = 1;
+/// Remember what becomes of this first fragment.
+const FIRST_FRAGMENT: i32 = 2;
+/// Nothing is decided: it follows its first fragment.
+const LATER_FRAGMENT: i32 = 4;
 
-/// Finds the family of a frame, and runs its two steps. They are functions of their own, which hand over their results in
-/// memory: the verifier need not follow each way through the decision once more through the changes.
+/// Finds the family of a frame, and runs its steps. They are functions of their own, which hand over their results in
+/// memory: the verifier need not follow each way through the decision once more through the changes, and each has the
+/// stack to itself.
 #[inline(always)]
 pub(crate) fn run<D: Direction>(skb: *mut __sk_buff, v4: Steps, v6: Steps) -> i32 {
     // SAFETY: context. A frame with a VLAN tag beside it is handled on its VLAN device.
@@ -55,15 +61,29 @@ pub(crate) fn run<D: Direction>(skb: *mut __sk_buff, v4: Steps, v6: Steps) -> i3
     TCX_NEXT
 }
 
-/// The decision, and its execution.
-pub(crate) type Steps = (fn(*mut __sk_buff) -> i32, fn(*mut __sk_buff) -> i32);
+type Step = fn(*mut __sk_buff) -> i32;
+
+pub(crate) struct Steps {
+    pub decide: Step,
+    pub remember_fragment: Step,
+    pub follow_fragment: Step,
+    pub carry_out: Step,
+}
 
 #[inline(always)]
-fn run_family<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, (decide, carry_out): Steps) -> i32 {
-    let action = match decide(skb) {
+fn run_family<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, steps: Steps) -> i32 {
+    let mut next = (steps.decide)(skb);
+    if next > CHANGED {
+        if next & FIRST_FRAGMENT != 0 {
+            (steps.remember_fragment)(skb);
+        } else {
+            next = (steps.follow_fragment)(skb);
+        }
+    }
+    let action = match next & CHANGED {
         UNCHANGED => TCX_NEXT,
         _ if config().has(CONFIG_DRY_RUN) => TCX_NEXT,
-        _ => carry_out(skb),
+        _ => (steps.carry_out)(skb),
     };
     if let Some(scratch) = scratch::<D, F>() {
         record(&scratch.verdict);
@@ -89,6 +109,7 @@ pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 
     let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
     let work = &mut scratch.work;
     scratch.verdict = match parse(skb, &mut work.packet) {
+        Ok(()) if matches!(work.packet.fragment, Fragment::Later) => return LATER_FRAGMENT,
         Ok(()) => D::decide(&tables, &env, work),
         Err(ParseError::Malformed) => Verdict::pass(Reason::Malformed),
         Err(ParseError::TooManyHeaders) => Verdict::pass(Reason::TooManyHeaders),
@@ -96,7 +117,30 @@ pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 
     if matches!(scratch.verdict.reason, Reason::Malformed | Reason::TooManyHeaders) {
         return UNCHANGED;
     }
-    if matches!(scratch.verdict.action, Action::Pass) && work.rewrite.changed == 0 { UNCHANGED } else { CHANGED }
+    let first = if matches!(work.packet.fragment, Fragment::First) { FIRST_FRAGMENT } else { 0 };
+    first | changed(scratch)
+}
+
+#[inline(always)]
+fn changed<F: PacketFamily>(scratch: &Scratch<F>) -> i32 {
+    let unchanged = matches!(scratch.verdict.action, Action::Pass) && scratch.work.rewrite.changed == 0;
+    if unchanged { UNCHANGED } else { CHANGED }
+}
+
+/// After the decision of a first fragment.
+#[inline(always)]
+pub(crate) fn remember<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
+    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
+    remember_fragment(&KernelTables { skb }, &mut scratch.work, &scratch.verdict);
+    UNCHANGED
+}
+
+/// Instead of a decision.
+#[inline(always)]
+pub(crate) fn follow<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
+    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
+    scratch.verdict = follow_fragment(&KernelTables { skb }, &mut scratch.work);
+    changed(scratch)
 }
 
 /// Parses the linear part; if it is too short, makes more of the packet linear and tries once more.
@@ -164,33 +208,53 @@ fn refuse<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, packet: &Packet<F>
 /// Makes the two families' steps and the program of one direction.
 macro_rules! tc_program {
     ($program:ident, $direction:ty) => {
-        use $crate::hooks::packet::{carry_out, decide, run};
         type Skb = *mut aya_ebpf::bindings::__sk_buff;
 
-        #[inline(never)]
-        fn decide_v4(skb: Skb) -> i32 {
-            decide::<$direction, proxy_common::net::V4>(skb)
-        }
-
-        #[inline(never)]
-        fn decide_v6(skb: Skb) -> i32 {
-            decide::<$direction, proxy_common::net::V6>(skb)
-        }
-
-        #[inline(never)]
-        fn carry_out_v4(skb: Skb) -> i32 {
-            carry_out::<$direction, proxy_common::net::V4>(skb)
-        }
-
-        #[inline(never)]
-        fn carry_out_v6(skb: Skb) -> i32 {
-            carry_out::<$direction, proxy_common::net::V6>(skb)
-        }
+        $crate::hooks::packet::steps!(V4, $direction: decide_v4 remember_v4 follow_v4 carry_out_v4);
+        $crate::hooks::packet::steps!(V6, $direction: decide_v6 remember_v6 follow_v6 carry_out_v6);
 
         #[aya_ebpf::macros::classifier]
         pub(crate) fn $program(ctx: aya_ebpf::programs::TcContext) -> i32 {
-            run::<$direction>(ctx.skb.skb, (decide_v4, carry_out_v4), (decide_v6, carry_out_v6))
+            use $crate::hooks::packet::{Steps, run};
+            let v4 = Steps {
+                decide: decide_v4,
+                remember_fragment: remember_v4,
+                follow_fragment: follow_v4,
+                carry_out: carry_out_v4,
+            };
+            let v6 = Steps {
+                decide: decide_v6,
+                remember_fragment: remember_v6,
+                follow_fragment: follow_v6,
+                carry_out: carry_out_v6,
+            };
+            run::<$direction>(ctx.skb.skb, v4, v6)
         }
     };
 }
 pub(crate) use tc_program;
+
+macro_rules! steps {
+    ($family:ident, $direction:ty: $decide:ident $remember:ident $follow:ident $carry_out:ident) => {
+        #[inline(never)]
+        fn $decide(skb: Skb) -> i32 {
+            $crate::hooks::packet::decide::<$direction, proxy_common::net::$family>(skb)
+        }
+
+        #[inline(never)]
+        fn $remember(skb: Skb) -> i32 {
+            $crate::hooks::packet::remember::<$direction, proxy_common::net::$family>(skb)
+        }
+
+        #[inline(never)]
+        fn $follow(skb: Skb) -> i32 {
+            $crate::hooks::packet::follow::<$direction, proxy_common::net::$family>(skb)
+        }
+
+        #[inline(never)]
+        fn $carry_out(skb: Skb) -> i32 {
+            $crate::hooks::packet::carry_out::<$direction, proxy_common::net::$family>(skb)
+        }
+    };
+}
+pub(crate) use steps;

@@ -66,4 +66,21 @@ fn family_text<F: Family>(flows: &FlowsOf<F>, text: &mut String) {
             entry.check,
         );
     }
+    for (key, entry) in flows.frags.borrow().iter() {
+        let _ = writeln!(
+            text,
+            "fragments {} {} > {} of {:#x}: {} > {} interface {} bounce {} backend {} seen {} check {:08x}",
+            key.protocol,
+            key.src,
+            key.dst,
+            key.id,
+            entry.src,
+            entry.dst,
+            entry.ifindex,
+            entry.bounce,
+            entry.backend,
+            entry.seen_s,
+            entry.check,
+        );
+    }
 }

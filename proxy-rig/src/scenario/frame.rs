@@ -8,13 +8,12 @@ use proxy_common::net::{
     V6, checksum, checksum_offset, is_icmp, parse_packet, sum_words,
 };
 
-use super::notation::{FragmentSpec, PacketSpec, protocol_word, tcp_flags_word};
+use super::notation::{Extras, FragmentSpec, PacketSpec, protocol_word, tcp_flags_word};
 
 const SRC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const DST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const ETH_P_8021Q: u16 = 0x8100;
 const FRAGMENT_HEADER: u8 = 44;
-const DATAGRAM_ID: u16 = 0x1234;
 
 /// The frame of a packet in words.
 pub(super) fn build(spec: &PacketSpec) -> Vec<u8> {
@@ -117,7 +116,7 @@ fn ipv4(frame: &mut Vec<u8>, spec: &PacketSpec, src: [u8; 4], dst: [u8; 4], l4: 
     let ihl = spec.extras.ihl.unwrap_or((header_len / 4) as u8);
     frame.extend_from_slice(&[0x40 | ihl, 0]);
     frame.extend_from_slice(&((header_len + l4.len()) as u16).to_be_bytes());
-    frame.extend_from_slice(&DATAGRAM_ID.to_be_bytes());
+    frame.extend_from_slice(&(spec.extras.datagram_id as u16).to_be_bytes());
     frame.extend_from_slice(&fragment.to_be_bytes());
     frame.extend_from_slice(&[spec.extras.ttl, spec.protocol, 0, 0]);
     frame.extend_from_slice(&src);
@@ -137,7 +136,7 @@ fn ipv6(frame: &mut Vec<u8>, spec: &PacketSpec, src: [u8; 16], dst: [u8; 16], l4
     let mut extensions = Vec::new();
     for (i, header) in chain.iter().enumerate() {
         let next = chain.get(i + 1).copied().unwrap_or(spec.protocol);
-        extensions.extend_from_slice(&extension(*header, next, spec.extras.fragment));
+        extensions.extend_from_slice(&extension(*header, next, &spec.extras));
     }
     frame.extend_from_slice(&ETH_P_IPV6.to_be_bytes());
     frame.extend_from_slice(&[0x60, 0, 0, 0]);
@@ -149,13 +148,13 @@ fn ipv6(frame: &mut Vec<u8>, spec: &PacketSpec, src: [u8; 16], dst: [u8; 16], l4
     frame.extend_from_slice(l4);
 }
 
-fn extension(header: u8, next: u8, fragment: FragmentSpec) -> Vec<u8> {
+fn extension(header: u8, next: u8, extras: &Extras) -> Vec<u8> {
     match header {
         FRAGMENT_HEADER => {
-            let offset: u16 = if fragment == FragmentSpec::First { 1 } else { 185 << 3 };
+            let offset: u16 = if extras.fragment == FragmentSpec::First { 1 } else { 185 << 3 };
             let mut bytes = vec![next, 0];
             bytes.extend_from_slice(&offset.to_be_bytes());
-            bytes.extend_from_slice(&[0, 0, 0x12, 0x34]);
+            bytes.extend_from_slice(&extras.datagram_id.to_be_bytes());
             bytes
         }
         // AH of 16 bytes counts (16 / 4) - 2 words (RFC 4302 section 2.2).

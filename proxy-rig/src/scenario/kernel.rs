@@ -15,7 +15,7 @@ use aya::{
 };
 use proxy_agent::{dataplane::KernelMaps, loader::Capacities, model::Event, object};
 use proxy_common::{
-    abi::{Action, Config, Flow, FlowKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
+    abi::{Action, Config, Flow, FlowKey, FragEntry, FragKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
     net::{ETH_LEN, Family, IPV4_MIN_LEN, IPV6_LEN, V4, V6},
 };
 
@@ -117,24 +117,28 @@ impl KernelMachine {
         self.ebpf.map(name).with_context(|| format!("no map {name}"))
     }
 
-    fn read_flows<F: Family>(&self, conntrack: &str, snat: &str) -> Result<FlowsOf<F>>
+    fn read_flows<F: Family>(&self, conntrack: &str, snat: &str, frags: &str) -> Result<FlowsOf<F>>
     where
         FlowKey<F>: Pod,
         Flow<F>: Pod,
         SnatEntry<F>: Pod,
+        FragKey<F>: Pod,
+        FragEntry<F>: Pod,
     {
         let flows = FlowsOf::default();
         let map: HashMap<&MapData, FlowKey<F>, Flow<F>> = self.map(conntrack)?.try_into()?;
         *flows.conntrack.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
         let map: HashMap<&MapData, FlowKey<F>, SnatEntry<F>> = self.map(snat)?.try_into()?;
         *flows.snat.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
+        let map: HashMap<&MapData, FragKey<F>, FragEntry<F>> = self.map(frags)?.try_into()?;
+        *flows.frags.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
         Ok(flows)
     }
 }
 
 /// Loads the two packet programs; the maps are those that are pinned, or new ones that are pinned then.
 fn load(config: &Config) -> Result<Ebpf> {
-    let capacities = Capacities { conntrack: LRU, snat: LRU, affinity: LRU, sockets: LRU, ..small() };
+    let capacities = Capacities { conntrack: LRU, snat: LRU, frags: LRU, affinity: LRU, sockets: LRU, ..small() };
     let mut loader = EbpfLoader::new();
     loader.override_global("CONFIG", config, true);
     for name in names::PINNED {
@@ -230,8 +234,8 @@ impl Machine for KernelMachine {
 
     fn flows(&mut self) -> Result<Option<String>> {
         let flows = Flows {
-            v4: self.read_flows::<V4>(names::CONNTRACK_V4, names::SNAT_V4)?,
-            v6: self.read_flows::<V6>(names::CONNTRACK_V6, names::SNAT_V6)?,
+            v4: self.read_flows::<V4>(names::CONNTRACK_V4, names::SNAT_V4, names::FRAGS_V4)?,
+            v6: self.read_flows::<V6>(names::CONNTRACK_V6, names::SNAT_V6, names::FRAGS_V6)?,
             ..Flows::default()
         };
         let affinity: HashMap<&MapData, _, _> = self.map(names::AFFINITY)?.try_into()?;

@@ -10,7 +10,7 @@ use proxy_agent::{
 };
 use proxy_common::{
     abi::{Action, BackendState, Config, Reason},
-    lb::{Env, Verdict, Work, decide_egress, decide_ingress},
+    lb::{Env, Verdict, Work, decide},
     net::{ETH_LEN, Family, Packet, ParseError, V4, V6, parse_packet},
 };
 
@@ -77,10 +77,7 @@ impl ModelMachine {
             Err(ParseError::Malformed) => return (Verdict::pass(Reason::Malformed), frame),
             Err(ParseError::TooManyHeaders) => return (Verdict::pass(Reason::TooManyHeaders), frame),
         }
-        let verdict = match hop.place.hook {
-            Hook::Ingress => decide_ingress(&tables, &env, &mut work),
-            Hook::Egress => decide_egress(&tables, &env, &mut work),
-        };
+        let verdict = decide(&tables, &env, hop.place.hook == Hook::Egress, &mut work);
         match verdict.action {
             Action::Drop => {}
             Action::Reply => frame = rewrite::refuse(&frame, &work.packet),

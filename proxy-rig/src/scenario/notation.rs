@@ -36,6 +36,8 @@ pub(super) struct Extras {
     /// IPv6 extension headers in order (protocol numbers).
     pub(super) extension_headers: Vec<u8>,
     pub(super) fragment: FragmentSpec,
+    /// Of a fragment. IPv4 has the low 16 bits.
+    pub(super) datagram_id: u32,
     pub(super) vlan: Option<u16>,
     /// The frame ends after this many bytes.
     pub(super) cut: Option<usize>,
@@ -58,6 +60,7 @@ impl Default for Extras {
             ihl: None,
             extension_headers: Vec::new(),
             fragment: FragmentSpec::Whole,
+            datagram_id: 0x1234,
             vlan: None,
             cut: None,
         }
@@ -116,6 +119,7 @@ impl PacketSpec {
             "ihl" => extras.ihl = Some(value.parse()?),
             "first-fragment" => extras.fragment = FragmentSpec::First,
             "later-fragment" => extras.fragment = FragmentSpec::Later,
+            "id" => extras.datagram_id = value.parse()?,
             "vlan" => extras.vlan = Some(value.parse()?),
             "cut" => extras.cut = Some(value.parse()?),
             other => {

@@ -4,8 +4,8 @@
 use proxy_common::{
     lb::Rewrite,
     net::{
-        ETH_LEN, Family, ICMP, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, TCP, UDP, V4, checksum, checksum_offset,
-        checksum_replace, sum_words,
+        ETH_LEN, Family, Fragment, ICMP, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, TCP, UDP, V4, checksum,
+        checksum_offset, checksum_replace, sum_words,
     },
 };
 
@@ -31,6 +31,10 @@ pub(super) fn apply<F: Family>(frame: &mut [u8], packet: &Packet<F>, rewrite: &R
         if F::VERSION == 4 {
             replace_checksum(frame, l3 + 10, &old_addresses, &new_addresses, false);
         }
+        if packet.fragment == Fragment::Later {
+            // Ports and checksum are in the first fragment.
+            return bounce(frame, rewrite);
+        }
         let old_ports: [u8; 4] = frame[l4..l4 + 4].try_into().expect("invariant: the parser saw the ports");
         let mut new_ports = [0; 4];
         new_ports[..2].copy_from_slice(&rewrite.tuple.src_port.to_be_bytes());
@@ -45,6 +49,10 @@ pub(super) fn apply<F: Family>(frame: &mut [u8], packet: &Packet<F>, rewrite: &R
             replace_checksum(frame, at, &old, &new, udp);
         }
     }
+    bounce(frame, rewrite);
+}
+
+fn bounce<F: Family>(frame: &mut [u8], rewrite: &Rewrite<F>) {
     if rewrite.bounce {
         swap_link_addresses(frame);
     }

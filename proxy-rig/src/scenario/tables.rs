@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use proxy_agent::dataplane::{Actual, MapFamily};
 use proxy_common::{
     abi::{
-        AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, Iface, RingSlot, Service, ServiceKey,
-        SnatEntry, SockKey, SockPeer,
+        AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, RingSlot,
+        Service, ServiceKey, SnatEntry, SockKey, SockPeer,
     },
     lb::{Insert, TableFull, Tables, TranslatedFamily},
     net::{Family, Tuple, V4, V6},
@@ -30,12 +30,18 @@ pub(super) struct Flows {
 pub(super) struct FlowsOf<F: Family> {
     pub(super) conntrack: RefCell<BTreeMap<FlowKey<F>, Flow<F>>>,
     pub(super) snat: RefCell<BTreeMap<FlowKey<F>, SnatEntry<F>>>,
+    pub(super) frags: RefCell<BTreeMap<FragKey<F>, FragEntry<F>>>,
     pub(super) socks: RefCell<BTreeMap<SockKey<F>, SockPeer<F>>>,
 }
 
 impl<F: Family> Default for FlowsOf<F> {
     fn default() -> Self {
-        Self { conntrack: RefCell::default(), snat: RefCell::default(), socks: RefCell::default() }
+        Self {
+            conntrack: RefCell::default(),
+            snat: RefCell::default(),
+            frags: RefCell::default(),
+            socks: RefCell::default(),
+        }
     }
 }
 
@@ -124,6 +130,12 @@ impl<F: RigFamily> Tables<F> for ModelTables<'_> {
     }
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
         put(&mut F::flows(self.flows).snat.borrow_mut(), key, entry, insert)
+    }
+    fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R> {
+        F::flows(self.flows).frags.borrow().get(key).map(read)
+    }
+    fn put_frag(&self, key: &FragKey<F>, entry: &FragEntry<F>) -> Result<(), TableFull> {
+        put(&mut F::flows(self.flows).frags.borrow_mut(), key, entry, Insert::Any)
     }
     fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R> {
         self.flows.affinity.borrow_mut().get_mut(key).map(read)
