@@ -210,6 +210,9 @@ fn any_packet<F: TestFamily>() -> impl Strategy<Value = Packet<F>> {
     (any_addr::<F>(), any_addr::<F>(), port.clone(), port, any::<u8>(), any::<u8>(), fragment).prop_map(
         |(src, dst, src_port, dst_port, protocol, tcp_flags, fragment)| {
             let protocol = [TCP, UDP, TCP, protocol][usize::from(protocol) % 4];
+            // As the parser leaves it.
+            let has_ports = fragment != Fragment::Later && (protocol == TCP || protocol == UDP);
+            let (src_port, dst_port) = if has_ports { (src_port, dst_port) } else { (0, 0) };
             let tuple = Tuple { src, dst, src_port, dst_port };
             Packet { tuple, protocol, tcp_flags, fragment, datagram_id: 7, l3_offset: 14, l4_offset: 34 }
         },

@@ -13,7 +13,9 @@ pub struct FragKey<F: Family> {
     pub id: u32,
     /// IPv6: 0. A later fragment names the first extension header instead of the protocol.
     pub protocol: u8,
-    pub zero: [u8; 3],
+    /// 1 at egress: a reply passes ingress as it is, and must not be taken there for what egress made of its first fragment.
+    pub egress: u8,
+    pub zero: [u8; 2],
 }
 
 #[repr(C)]
@@ -36,13 +38,21 @@ pub struct FragEntry<F: Family> {
 }
 
 impl<F: Family> FragKey<F> {
-    pub const EMPTY: Self = Self { src: F::Addr::ZERO, dst: F::Addr::ZERO, id: 0, protocol: 0, zero: [0; 3] };
+    pub const EMPTY: Self =
+        Self { src: F::Addr::ZERO, dst: F::Addr::ZERO, id: 0, protocol: 0, egress: 0, zero: [0; 2] };
 
     #[inline(always)]
     #[must_use]
-    pub fn of(packet: &Packet<F>) -> Self {
+    pub fn of(packet: &Packet<F>, egress: bool) -> Self {
         let protocol = if F::VERSION == 4 { packet.protocol } else { 0 };
-        Self { src: packet.tuple.src, dst: packet.tuple.dst, id: packet.datagram_id, protocol, zero: [0; 3] }
+        Self {
+            src: packet.tuple.src,
+            dst: packet.tuple.dst,
+            id: packet.datagram_id,
+            protocol,
+            egress: u8::from(egress),
+            zero: [0; 2],
+        }
     }
 
     /// As [`FlowKey::check`](super::FlowKey::check).
@@ -51,7 +61,7 @@ impl<F: Family> FragKey<F> {
     pub fn check(&self) -> u32 {
         let mix = |state: u32, word: u32| state.rotate_left(7) ^ word;
         let state = self.dst.fold(self.src.fold(0, mix), mix);
-        mix(mix(state, self.id), u32::from(self.protocol)) | 1
+        mix(mix(state, self.id), u32::from(self.protocol) << 8 | u32::from(self.egress) << 1) | 1
     }
 }
 

@@ -22,11 +22,11 @@ impl<F: ParseFamily + NodeAddress> TranslatedFamily for F {}
 /// Any packet at any hook, all steps in one: for executors without a kernel. The kernel programs call the steps apart.
 pub fn decide<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, egress: bool, work: &mut Work<F>) -> Verdict {
     if matches!(work.packet.fragment, Fragment::Later) {
-        return follow_fragment(tables, work);
+        return follow_fragment(tables, egress, work);
     }
     let verdict = if egress { decide_egress(tables, env, work) } else { decide_ingress(tables, env, work) };
     if matches!(work.packet.fragment, Fragment::First) {
-        remember_fragment(tables, work, &verdict);
+        remember_fragment(tables, egress, work, &verdict);
     }
     verdict
 }

@@ -12,7 +12,7 @@ const FRAGMENT_TIMEOUT_S: u32 = 60;
 
 /// Remembers what became of a first fragment.
 #[inline(always)]
-pub fn remember_fragment<F: Family, T: Tables<F>>(tables: &T, work: &mut Work<F>, verdict: &Verdict) {
+pub fn remember_fragment<F: Family, T: Tables<F>>(tables: &T, egress: bool, work: &mut Work<F>, verdict: &Verdict) {
     let Work { packet, rewrite, frag_key, frag, .. } = work;
     let ifindex = match verdict.action {
         Action::Pass => 0,
@@ -23,7 +23,7 @@ pub fn remember_fragment<F: Family, T: Tables<F>>(tables: &T, work: &mut Work<F>
         // Most fragments are only passing through: their later ones need no entry to pass.
         return;
     }
-    *frag_key = FragKey::of(packet);
+    *frag_key = FragKey::of(packet, egress);
     *frag = FragEntry {
         src: rewrite.tuple.src,
         dst: rewrite.tuple.dst,
@@ -40,10 +40,10 @@ pub fn remember_fragment<F: Family, T: Tables<F>>(tables: &T, work: &mut Work<F>
 
 /// Does to a later fragment what was done to the first.
 #[inline(always)]
-pub fn follow_fragment<F: Family, T: Tables<F>>(tables: &T, work: &mut Work<F>) -> Verdict {
+pub fn follow_fragment<F: Family, T: Tables<F>>(tables: &T, egress: bool, work: &mut Work<F>) -> Verdict {
     let Work { packet, rewrite, frag_key, frag, .. } = work;
     rewrite.start(packet);
-    *frag_key = FragKey::of(packet);
+    *frag_key = FragKey::of(packet, egress);
     let check = frag_key.check();
     let now_s = tables.now_s();
     let known = tables.frag(frag_key, |there| {

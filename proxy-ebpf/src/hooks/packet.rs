@@ -131,7 +131,7 @@ fn changed<F: PacketFamily>(scratch: &Scratch<F>) -> i32 {
 #[inline(always)]
 pub(crate) fn remember<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
     let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
-    remember_fragment(&KernelTables { skb }, &mut scratch.work, &scratch.verdict);
+    remember_fragment(&KernelTables { skb }, D::EGRESS, &mut scratch.work, &scratch.verdict);
     UNCHANGED
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn remember<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i3
 #[inline(always)]
 pub(crate) fn follow<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
     let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
-    scratch.verdict = follow_fragment(&KernelTables { skb }, &mut scratch.work);
+    scratch.verdict = follow_fragment(&KernelTables { skb }, D::EGRESS, &mut scratch.work);
     changed(scratch)
 }
 

@@ -69,8 +69,9 @@ fn family_text<F: Family>(flows: &FlowsOf<F>, text: &mut String) {
     for (key, entry) in flows.frags.borrow().iter() {
         let _ = writeln!(
             text,
-            "fragments {} {} > {} of {:#x}: {} > {} interface {} bounce {} backend {} seen {} check {:08x}",
+            "fragments {} egress {} {} > {} of {:#x}: {} > {} interface {} bounce {} backend {} seen {} check {:08x}",
             key.protocol,
+            key.egress,
             key.src,
             key.dst,
             key.id,

@@ -1,11 +1,12 @@
 //! `weir-rig suite netns`: real agents, real sockets, in namespaces. What belongs here: anything that a
 //! client, a pod or an operator can see from outside. Each test names the rules it shows as its kind.
 //!
-//! * `plaza`: the world shared by tests that change nothing; `paths` and `sockets` use it.
-//! * `small`: a world of its own for each test of `flows` and `setup`.
+//! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it.
+//! * `small`: a world of its own for each test of `flows`, `setup` and `fragments`.
 //! * module `layouts` beside this one: other layouts of nodes.
 
 pub(super) mod flows;
+mod fragments;
 pub(super) mod paths;
 mod plaza;
 pub(super) mod setup;
@@ -27,11 +28,11 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         let plaza = Arc::clone(&plaza);
         trials.push(trial(name, rules, move || plaza.run(async |stage: &Stage| walk_all(stage, test).await)));
     }
-    for &(name, rules, test) in sockets::TESTS {
+    for &(name, rules, test) in sockets::TESTS.iter().chain(fragments::SHARED_TESTS) {
         let plaza = Arc::clone(&plaza);
         trials.push(trial(name, rules, move || plaza.run(async |stage: &Stage| test(stage).await)));
     }
-    for &(name, rules, test) in flows::TESTS.iter().chain(setup::TESTS) {
+    for &(name, rules, test) in flows::TESTS.iter().chain(setup::TESTS).chain(fragments::OWN_TESTS) {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
     for &(name, rules, test) in super::layouts::TESTS {
