@@ -121,6 +121,9 @@ async fn assemble() -> Result<(Stage, Vec<Route>)> {
         // Thousands of connections a second to one address need all ports, on both sides of a pair.
         host.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
         host.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+        // Both sides of a pair have the same tuples at the backend, where those of the side before are in TIME_WAIT. It takes
+        // a new SYN whose timestamp has grown; by default Linux starts the clock elsewhere for each destination.
+        host.sysctl("net/ipv4/tcp_timestamps", "2")?;
         Ok(host)
     };
     let route = |name, from: &str, to, goals| -> Result<Route> { Ok(Route { name, from: host(from)?, to, goals }) };

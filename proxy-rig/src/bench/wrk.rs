@@ -35,7 +35,8 @@ pub(super) async fn run(from: &Host, to: SocketAddr, mode: Mode, load: Load) -> 
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(
         output.status.success(),
-        "wrk to {to}: {}\n{text}{}",
+        "wrk from {} to {to}: {}\n{text}{}",
+        from.name(),
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );

@@ -28,6 +28,7 @@ pub(super) const TESTS: &[SharedTest] = &[
     ("unknown_port_of_a_load_balancer_address_is_not_ours", "12", |stage| not_ours(stage).boxed()),
     ("foreign_and_headless_services_are_not_programmed", "1", |stage| not_programmed(stage).boxed()),
     ("straight_traffic_is_untouched", "14", |stage| straight(stage).boxed()),
+    ("straight_traffic_from_a_port_that_a_service_had", "14", |stage| port_again(stage).boxed()),
 ];
 
 const WEB: [&str; 2] = ["10.96.0.1", "fd00:10:96::1"];
@@ -195,6 +196,29 @@ async fn straight(stage: &Stage) -> Result<()> {
                 let reply = result.answered().with_context(|| format!("{from} -> {ip}"))?;
                 let source = stage.address(from, ip)?;
                 ensure!(reply.client.ip() == source, "{from} -> {ip}: seen as {}", reply.client);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The client's tuple towards the pod is the same on both ways: the end of the first flow must be known.
+async fn port_again(stage: &Stage) -> Result<()> {
+    let pod = SocketAddr::new(stage.peer("web-1")?.host.ipv4().into(), 8080);
+    let node = stage.peer("node-1")?.host.addresses();
+    let cases = [
+        ("packet", socket(ONE[0], 80)?),
+        ("packet-3", socket(ONE[0], 80)?),
+        ("client", SocketAddr::new(node[0], 30082)),
+    ];
+    for (from, service) in cases {
+        for port in 20_001..20_021 {
+            let options = Options { source_port: Some(port), timeout_ms: 8000, ..Options::default() };
+            for to in [service, pod] {
+                let result = stage.ask(from, Proto::Tcp, to, options).await?;
+                result.answered().with_context(|| format!("{from}:{port} -> {to}"))?;
+                // Until the backend's socket is gone as well its tuple is in use.
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
     }
