@@ -85,6 +85,7 @@ fn uplink() -> NetChange {
         mtu: 1500,
         up: true,
         loopback: false,
+        ethernet: true,
     }));
     net.apply(NetChange::Address { link: 2, address: "192.0.2.1".parse().unwrap(), later: false });
     NetChange::All(Box::new(net))
@@ -121,7 +122,7 @@ fn the_nodes_network_comes_before_the_services() {
 fn a_restart_leaves_roles_alone_until_the_node_object_is_known() {
     let veth = |index: u32, name: &str| {
         let kind = Some("veth".into());
-        NetChange::Link(Link { index, name: name.into(), kind, mtu: 1500, up: true, loopback: false })
+        NetChange::Link(Link { index, name: name.into(), kind, mtu: 1500, up: true, loopback: false, ethernet: true })
     };
     // Only the Node object tells that this one is an uplink.
     let mut net = NodeNet::default();
@@ -179,7 +180,15 @@ fn a_pods_route_costs_work_for_its_services_only() {
     };
     assert!(direct(&state).is_empty());
 
-    let pod = Link { index: 5, name: "veth5".into(), kind: Some("veth".into()), mtu: 1500, up: true, loopback: false };
+    let pod = Link {
+        index: 5,
+        name: "veth5".into(),
+        kind: Some("veth".into()),
+        mtu: 1500,
+        up: true,
+        loopback: false,
+        ethernet: true,
+    };
     let key = RouteKey { to: "10.244.1.5/32".parse().unwrap(), metric: 0 };
     assert!(state.on_net(NetChange::Link(pod)));
     assert!(state.on_net(NetChange::Route(Route { key, links: vec![5] })));

@@ -17,6 +17,8 @@ pub struct Link {
     pub mtu: u32,
     pub up: bool,
     pub loopback: bool,
+    /// Frames start with an Ethernet header. The tc programs read no others: tun, ipip, wireguard and the like are left alone.
+    pub ethernet: bool,
 }
 
 /// One message of the kernel, or a whole dump.
@@ -112,6 +114,13 @@ impl NodeNet {
         if !link.up {
             self.routes.remove_link(link.index);
         }
+        if !link.ethernet && !self.links.contains_key(&link.index) {
+            tracing::warn!(
+                interface = link.name,
+                kind = link.kind,
+                "frames without an Ethernet header: packets to Services that come in here are not translated"
+            );
+        }
         self.links.insert(link.index, link);
         true
     }
@@ -136,7 +145,8 @@ mod tests {
     #[test]
     fn links_and_addresses_come_and_go() {
         let mut net = NodeNet::default();
-        let link = Link { index: 2, name: "eth0".into(), kind: None, mtu: 1500, up: true, loopback: false };
+        let link =
+            Link { index: 2, name: "eth0".into(), kind: None, mtu: 1500, up: true, loopback: false, ethernet: true };
         assert!(net.apply(NetChange::Link(link.clone())));
         assert!(!net.apply(NetChange::Link(link)));
         for (address, later) in [("fe80::1", false), ("192.0.2.9", true), ("192.0.2.1", false)] {

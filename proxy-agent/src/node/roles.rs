@@ -13,15 +13,14 @@ pub struct RoleRules {
 }
 
 /// Kinds (IFLA_INFO_KIND) that carry traffic between nodes inside other packets.
-const OVERLAY_KINDS: [&str; 12] =
-    ["vxlan", "geneve", "ipip", "ip6tnl", "gre", "gretap", "ip6gre", "ip6gretap", "sit", "wireguard", "vti", "xfrm"];
+const OVERLAY_KINDS: [&str; 4] = ["vxlan", "geneve", "gretap", "ip6gretap"];
 /// Kinds by which pods and virtual machines hang on a node.
 const POD_KINDS: [&str; 7] = ["veth", "bridge", "tun", "macvtap", "ipvtap", "macvlan", "netkit"];
 
 /// `None` for an interface that is left alone. `carries_node` says whether it carries one of the Node object's addresses,
 /// `default_route` whether a default route leaves by it.
 pub fn role_of(link: &Link, rules: &RoleRules, carries_node: bool, default_route: bool) -> Option<IfaceRole> {
-    if link.loopback || rules.exclude.matches(&link.name) {
+    if link.loopback || !link.ethernet || rules.exclude.matches(&link.name) {
         return None;
     }
     if rules.pod.matches(&link.name) {
@@ -42,7 +41,9 @@ mod tests {
     use super::*;
 
     fn link(name: &str, kind: Option<&str>) -> Link {
-        Link { index: 7, name: name.into(), kind: kind.map(Into::into), mtu: 1500, up: true, loopback: name == "lo" }
+        let ethernet = !matches!(kind, Some("wireguard" | "ipip"));
+        let kind = kind.map(Into::into);
+        Link { index: 7, name: name.into(), kind, mtu: 1500, up: true, loopback: name == "lo", ethernet }
     }
 
     #[test]
@@ -56,7 +57,10 @@ mod tests {
             ("cni0", Some("bridge"), false, false, Some(IfaceRole::Pod)),
             ("br0", Some("bridge"), false, true, Some(IfaceRole::Uplink)),
             ("flannel.1", Some("vxlan"), false, false, Some(IfaceRole::Overlay)),
-            ("wg0", Some("wireguard"), true, false, Some(IfaceRole::Uplink)),
+            ("gre1", Some("gretap"), true, false, Some(IfaceRole::Uplink)),
+            // No Ethernet header: left alone, whatever it carries.
+            ("wg0", Some("wireguard"), true, false, None),
+            ("tunl0", Some("ipip"), false, false, None),
             ("tap0", Some("tun"), false, false, Some(IfaceRole::Pod)),
             ("bond0.7", Some("vlan"), false, false, Some(IfaceRole::Uplink)),
         ] {

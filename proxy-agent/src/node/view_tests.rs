@@ -18,7 +18,15 @@ fn view(node_ports: &str) -> NodeView {
     ] {
         let loopback = name == "lo";
         let kind = kind.map(Into::into);
-        view.apply(NetChange::Link(Link { index, name: name.into(), kind, mtu: 1500 - index, up: true, loopback }));
+        view.apply(NetChange::Link(Link {
+            index,
+            name: name.into(),
+            kind,
+            mtu: 1500 - index,
+            up: true,
+            loopback,
+            ethernet: true,
+        }));
     }
     for (link, address) in [
         (1, "127.0.0.1"),

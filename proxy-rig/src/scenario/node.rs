@@ -119,7 +119,15 @@ impl SimulatedNode {
 }
 
 fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
-    Link { index, name: name.to_owned(), kind: kind.map(str::to_owned), mtu: MTU, up: true, loopback: name == "lo" }
+    Link {
+        index,
+        name: name.to_owned(),
+        kind: kind.map(str::to_owned),
+        mtu: MTU,
+        up: true,
+        loopback: name == "lo",
+        ethernet: true,
+    }
 }
 
 fn config(spec: &NodeSpec) -> Result<Config> {
