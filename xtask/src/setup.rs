@@ -30,7 +30,7 @@ struct Tool {
     scope: Scope,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     Tool {
         program: "cc",
         packages: &[&["gcc", "libc6-dev"]],
@@ -54,6 +54,12 @@ const TOOLS: [Tool; 5] = [
         program: "nft",
         packages: &[&["nftables"]],
         purpose: "firewall rules of the rig's nodes",
+        scope: Scope::All,
+    },
+    Tool {
+        program: "xz",
+        packages: &[&["xz-utils"]],
+        purpose: "unpacks the modules of other kernels",
         scope: Scope::All,
     },
     Tool { program: "wrk", packages: &[&["wrk"]], purpose: "makes the load of the bench", scope: Scope::All },

@@ -14,7 +14,7 @@ use crate::{
     setup::{self, Scope},
     summary::{self, Counts},
     toolchain::Choice,
-    workspace,
+    vmtest, workspace,
 };
 
 /// A suite that takes longer hangs; the slowest takes a few minutes.
@@ -50,6 +50,8 @@ enum Stage {
     Netns,
     /// The agent against the API server double (root)
     Agent,
+    /// Load, attach and a few scenarios on other kernels, in qemu (`cargo xtask vmtest` runs all scenarios)
+    Kernels,
 }
 
 /// How the suites that need root are run.
@@ -126,6 +128,7 @@ fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) {
         Stage::Kernel => ledger.stage("kernel", || suite("kernel", root)),
         Stage::Netns => ledger.stage("netns", || suite("netns", root)),
         Stage::Agent => ledger.stage("agent", || suite("agent", root)),
+        Stage::Kernels => ledger.stage("kernels", || vmtest::stage().map(Some)),
     };
 }
 

@@ -42,7 +42,10 @@ enum Command {
     Programs,
     /// Be the init process of a virtual machine with another kernel
     #[command(hide = true)]
-    VmGuest,
+    VmGuest {
+        /// Only scenarios whose name contains this text
+        scenarios: Option<String>,
+    },
     /// Remove what runs left behind whose owner is dead
     Reap,
     /// Run a command in a namespace and cgroup of a world
@@ -85,7 +88,7 @@ impl Cli {
             Command::Scenario(args) => scenario::run(&args),
             Command::World(args) => block_on(world::run(args)),
             Command::Programs => programs::run(),
-            Command::VmGuest => match vmguest::run()? {},
+            Command::VmGuest { scenarios } => match vmguest::run(scenarios.as_deref())? {},
             Command::Reap => reap(),
             Command::ExecIn(args) => exec_in(args),
             Command::PodServer(args) => block_on(serve(args)),

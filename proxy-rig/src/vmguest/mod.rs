@@ -17,18 +17,18 @@ use crate::verifier::Verified;
 /// Begins the lines of the report that xtask reads.
 const MARK: &str = "vm-guest:";
 
-/// Comes back only with an error: the end is a machine that is off.
-pub fn run() -> Result<Infallible> {
+/// `scenarios` is part of the names of those to run. Comes back only with an error: the end is a machine that is off.
+pub fn run(scenarios: Option<&str>) -> Result<Infallible> {
     ensure!(std::process::id() == 1, "vm-guest is the init process of a virtual machine (see `cargo xtask vmtest`)");
     init::mount_all()?;
     init::report_to_serial_line()?;
-    run_checks();
+    run_checks(scenarios);
     println!("{MARK} end");
     init::power_off()
 }
 
 /// A check that fails does not hide the later ones.
-fn run_checks() {
+fn run_checks(scenarios: Option<&str>) {
     if !check("modules", init::insert_modules) {
         return;
     }
@@ -40,7 +40,7 @@ fn run_checks() {
         check("tcx", checks::tcx);
         check("attach", checks::attach);
         check("cgroup", checks::cgroup);
-        check("suite", kernel_suite);
+        check("suite", || kernel_suite(scenarios));
     }
 }
 
@@ -64,9 +64,10 @@ fn tell_program(row: &Verified) {
 }
 
 /// In a process of its own, so that a crash of the runner is one failed check.
-fn kernel_suite() -> Result<String> {
+fn kernel_suite(scenarios: Option<&str>) -> Result<String> {
     let status = Command::new("/proc/self/exe")
         .args(["suite", "kernel", "--color=never"])
+        .args(scenarios)
         .current_dir("/")
         .stdin(Stdio::null())
         .status()

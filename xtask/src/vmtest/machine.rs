@@ -24,6 +24,14 @@ const MEMORY: &str = "2048M";
 /// a variable that the kernel does not know goes into its environment.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on rdinit=/init PATH=/usr/sbin:/usr/bin -- vm-guest";
 
+/// What the guest is to do, and how long at most.
+#[derive(Clone, Copy)]
+pub(super) struct Guest<'a> {
+    /// Part of the names of the scenarios; all without it.
+    pub(super) scenarios: Option<&'a str>,
+    pub(super) limit: Duration,
+}
+
 /// Where qemu lies.
 pub(super) struct Qemu {
     pub(super) program: PathBuf,
@@ -38,11 +46,12 @@ pub(super) enum Ended {
 }
 
 impl Qemu {
-    pub(super) fn run(&self, kernel: &Path, initramfs: &Path, directory: &Path, limit: Duration) -> Result<Ended> {
+    pub(super) fn run(&self, kernel: &Path, initramfs: &Path, directory: &Path, guest: Guest<'_>) -> Result<Ended> {
         let mut command = self.command();
         command.args(["-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "1", "-m", MEMORY]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).args(["-append", COMMAND_LINE]);
+        command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).arg("-append");
+        command.arg(format!("{COMMAND_LINE} {}", guest.scenarios.unwrap_or_default()));
         for file in [CONSOLE, REPORT] {
             let mut to = OsString::from("file:");
             to.push(directory.join(file));
@@ -50,7 +59,7 @@ impl Qemu {
         }
         command.stdin(Stdio::null());
         let mut child = command.spawn().with_context(|| format!("could not start `{}`", run::line(&command)))?;
-        wait(&mut child, limit)
+        wait(&mut child, guest.limit)
     }
 
     /// With low priority: emulation takes all of a core for as long as it runs.

@@ -1,5 +1,5 @@
 //! `cargo xtask vmtest`: boots Debian's kernels in qemu (emulated, no KVM needed), with `weir-rig vm-guest` as init process,
-//! which loads and attaches the kernel programs and runs the scenarios of the kernel suite. Needs no
+//! which loads and attaches the kernel programs and runs the scenarios of the kernel suite. Also a stage of test, with few scenarios. Needs no
 //! root: qemu and the kernels are packages of Debian, unpacked into the cache directory.
 
 mod initramfs;
@@ -20,20 +20,33 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 
 use crate::{build_ebpf, run, summary::Counts, toolchain::Choice, workspace};
-use machine::Qemu;
+use machine::{Guest, Qemu};
+use packages::Kernel;
 use report::Report;
 
 /// The oldest kernel that Weir supports and the first of Debian's with tcx.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
+
+/// Part of the names of the scenarios that the stage of test runs.
+const STAGE_SCENARIOS: &str = "node-port";
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// Series of a Debian kernel (may be given more than once) [default: 6.1 and 6.12]
     #[arg(long = "kernel")]
     kernels: Vec<String>,
+    /// Only scenarios whose name contains this text
+    #[arg(long)]
+    scenarios: Option<String>,
     /// Seconds after which a machine is ended
     #[arg(long, default_value_t = 900)]
     limit: u64,
+}
+
+/// What the boots need: qemu, and a kernel for each series.
+struct Machines {
+    qemu: Qemu,
+    kernels: Vec<Kernel>,
 }
 
 struct Outcome {
@@ -50,26 +63,40 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     run::run(workspace::cargo().args(["build", "--locked", "--bins"]).args(packages))?;
     let series: Vec<&str> = options.kernels.iter().map(String::as_str).collect();
     let series = if series.is_empty() { SERIES.to_vec() } else { series };
-    let counts = boot(&series, Duration::from_secs(options.limit))?;
+    let guest = Guest { scenarios: options.scenarios.as_deref(), limit: Duration::from_secs(options.limit) };
+    let counts = boot(&series, &machines(&series)?, guest)?;
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All kernels at the same time; prints what each of them reported.
-fn boot(series: &[&str], limit: Duration) -> Result<Counts> {
+/// For the stage of test, which has built everything: load and attach as always, but only a few scenarios, since the verifier
+/// takes seconds for each under emulation. Where there is no qemu or kernel to be had, the stage counts as skipped.
+pub(crate) fn stage() -> Result<Counts> {
+    let machines = match machines(&SERIES) {
+        Ok(machines) => machines,
+        Err(error) => {
+            println!("other kernels are skipped: {error:#}");
+            return Ok(Counts { skipped: SERIES.len(), ..Counts::default() });
+        }
+    };
+    boot(&SERIES, &machines, Guest { scenarios: Some(STAGE_SCENARIOS), limit: Duration::from_secs(600) })
+}
+
+fn machines(series: &[&str]) -> Result<Machines> {
     ensure!(cfg!(target_arch = "x86_64"), "the kernels are x86-64's, and so must be the programs that run on them");
-    let qemu = packages::qemu()?;
+    let kernel = |series: &&str| packages::kernel(series).with_context(|| format!("a kernel {series}"));
+    Ok(Machines { qemu: packages::qemu()?, kernels: series.iter().map(kernel).collect::<Result<_>>()? })
+}
+
+/// All kernels at the same time; prints what each of them reported.
+fn boot(series: &[&str], Machines { qemu, kernels }: &Machines, guest: Guest<'_>) -> Result<Counts> {
     let rig = workspace::binary("debug", "weir-rig")?;
-    let mut kernels = Vec::new();
-    for series in series {
-        kernels.push(packages::kernel(series).with_context(|| format!("a kernel {series}"))?);
-    }
     let outcomes = thread::scope(|scope| {
-        let (qemu, rig) = (&qemu, rig.as_path());
+        let rig = rig.as_path();
         let machines: Vec<_> = series
             .iter()
-            .zip(&kernels)
-            .map(|(series, kernel)| scope.spawn(move || boot_one(series, kernel, qemu, rig, limit)))
+            .zip(kernels)
+            .map(|(series, kernel)| scope.spawn(move || boot_one(series, kernel, qemu, rig, guest)))
             .collect();
         let ended = machines.into_iter().map(|machine| machine.join().map_err(|_| anyhow!("a thread panicked"))?);
         ended.collect::<Result<Vec<Outcome>>>()
@@ -82,13 +109,13 @@ fn boot(series: &[&str], limit: Duration) -> Result<Counts> {
     Ok(counts)
 }
 
-fn boot_one(series: &str, kernel: &packages::Kernel, qemu: &Qemu, rig: &Path, limit: Duration) -> Result<Outcome> {
+fn boot_one(series: &str, kernel: &Kernel, qemu: &Qemu, rig: &Path, guest: Guest<'_>) -> Result<Outcome> {
     let directory = workspace::root().join("target/vmtest").join(series);
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let initramfs = directory.join("initramfs");
     initramfs::write(&initramfs, kernel, rig, &directory)?;
     let start = Instant::now();
-    let ended = qemu.run(&kernel.image, &initramfs, &directory, limit)?;
+    let ended = qemu.run(&kernel.image, &initramfs, &directory, guest)?;
     let report = Report::parse(&fs::read(directory.join(machine::REPORT)).unwrap_or_default(), &ended);
     fs::remove_file(&initramfs).with_context(|| format!("removing {}", initramfs.display()))?;
     Ok(Outcome { series: series.to_owned(), release: kernel.release.clone(), report, took: start.elapsed() })
