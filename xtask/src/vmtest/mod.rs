@@ -39,7 +39,7 @@ pub(crate) struct Options {
     #[arg(long)]
     scenarios: Option<String>,
     /// Seconds after which a machine is ended
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 1800)]
     limit: u64,
 }
 
