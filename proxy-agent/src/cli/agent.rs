@@ -66,7 +66,7 @@ pub struct AgentArgs {
     cgroup_root: Option<PathBuf>,
     #[command(flatten)]
     pins: PinRoot,
-    /// Before or behind the tc programs of others
+    /// Where our tc programs go among those of others (docs/operations.md says what each sees)
     #[arg(long, value_enum, default_value_t)]
     tc_order: Order,
     /// How tc programs are attached

@@ -42,12 +42,12 @@ pub const CLSACT_MARK: &str = "clsact";
 /// "WEIR".
 const HANDLE: TcHandle = TcHandle::new(0x5745, 0x4952);
 
-fn priority(order: Order) -> u16 {
-    match order {
-        Order::First => 1,
-        // Behind those that the kernel numbers by itself, which start at 49152 and go down.
-        Order::Last => 50_000,
-    }
+const FIRST: u16 = 1;
+/// Behind those that the kernel numbers by itself, which start at 49152 and go down.
+const LAST: u16 = 50_000;
+
+fn priority(hook: &Hook, order: Order) -> u16 {
+    if order.is_first(hook.attach_type) { FIRST } else { LAST }
 }
 
 fn attach_type(hook: &Hook) -> TcAttachType {
@@ -83,10 +83,13 @@ pub(super) fn attach(
     // EEXIST if somebody else has added it; any other error shows again in the next step.
     let added = qdisc_add_clsact(name).is_ok();
     let path = pins.link(&pin_name(*hook, index));
-    let how = match replace(program, hook, name, order) {
+    let priority = priority(hook, order);
+    let how = match replace(program, hook, name, priority) {
         Ok(()) => Attached::Replaced,
         Err(_) => {
-            create(program, hook, name, order).map_err(failed)?;
+            create(program, hook, name, priority).map_err(failed)?;
+            // Of an agent with another order.
+            remove_filter(hook, name, FIRST + LAST - priority);
             Attached::New
         }
     };
@@ -104,23 +107,30 @@ fn pin(program: &mut SchedClassifier, path: PathBuf) -> Result<(), LoaderError> 
     program.pin(&path).map_err(|error| pin_error("pin a program at", path)(io::Error::other(error)))
 }
 
-fn create(program: &mut SchedClassifier, hook: &Hook, name: &str, order: Order) -> Result<(), ProgramError> {
-    let options = NlOptions { priority: priority(order), handle: HANDLE, classid: None };
+fn create(program: &mut SchedClassifier, hook: &Hook, name: &str, priority: u16) -> Result<(), ProgramError> {
+    let options = NlOptions { priority, handle: HANDLE, classid: None };
     let id = program.attach_with_options(name, attach_type(hook), TcAttachOptions::Netlink(options))?;
     // The filter stays when this process ends.
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
 
-fn replace(program: &mut SchedClassifier, hook: &Hook, name: &str, order: Order) -> Result<(), ProgramError> {
-    let link = filter(hook, name, order)?;
+fn replace(program: &mut SchedClassifier, hook: &Hook, name: &str, priority: u16) -> Result<(), ProgramError> {
+    let link = filter(hook, name, priority)?;
     let id = program.attach_to_link(link)?;
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
 
-fn filter(hook: &Hook, name: &str, order: Order) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(name, attach_type(hook), priority(order), HANDLE, None)
+fn filter(hook: &Hook, name: &str, priority: u16) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, attach_type(hook), priority, HANDLE, None)
+}
+
+/// Does nothing where there is none.
+fn remove_filter(hook: &Hook, name: &str, priority: u16) {
+    if let Ok(link) = filter(hook, name, priority) {
+        let _ = link.detach();
+    }
 }
 
 /// Removes the filter (whichever order it was attached with) and the pin; with the last one also the qdisc, if it was added by
@@ -128,9 +138,8 @@ fn filter(hook: &Hook, name: &str, order: Order) -> io::Result<SchedClassifierLi
 pub(super) fn remove(path: &Path, hook: Hook, index: u32) -> io::Result<()> {
     if let Ok(name) = nix::net::if_::if_indextoname(index) {
         let name = name.to_string_lossy();
-        for order in [Order::First, Order::Last] {
-            // Fails for the order that was not used.
-            let _ = filter(&hook, &name, order)?.detach();
+        for priority in [FIRST, LAST] {
+            remove_filter(&hook, &name, priority);
         }
     }
     fs::remove_file(path)?;

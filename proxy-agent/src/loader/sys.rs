@@ -39,12 +39,30 @@ pub struct ChainEntry {
     pub link: u32,
 }
 
-/// At which end of the chain a new program goes.
+/// Where our programs go among those of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Order {
+    /// First at both hooks: nobody keeps a packet from us
     #[default]
     First,
+    /// Last at both hooks
     Last,
+    /// Next to the link: first at ingress, last at egress. Others see client and endpoint, both ways
+    Outer,
+    /// Next to the stack: last at ingress, first at egress. Others see client and frontend, both ways
+    Inner,
+}
+
+impl Order {
+    /// Whether our program of this hook comes before others.
+    pub(super) fn is_first(self, hook: bpf_attach_type) -> bool {
+        match self {
+            Self::First => true,
+            Self::Last => false,
+            Self::Outer => hook == bpf_attach_type::BPF_TCX_INGRESS,
+            Self::Inner => hook != bpf_attach_type::BPF_TCX_INGRESS,
+        }
+    }
 }
 
 fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
@@ -96,10 +114,7 @@ pub fn link_tcx(program: BorrowedFd<'_>, ifindex: u32, hook: bpf_attach_type, or
     attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
     attr.link_create.attach_type = hook as u32;
     // Relative to no program: the very end of the chain.
-    attr.link_create.flags = match order {
-        Order::First => BPF_F_BEFORE,
-        Order::Last => BPF_F_AFTER,
-    };
+    attr.link_create.flags = if order.is_first(hook) { BPF_F_BEFORE } else { BPF_F_AFTER };
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 

@@ -4,12 +4,15 @@
 //!
 //! * `cast`: the hosts and Services that all layouts share; `matrix`: the paths.
 //! * `filters`: nftables rules as CNIs write them.
+//! * `foreign`: tc programs of others beside Weir's, which `observer` makes.
 //! * `uplinks`, `attached`: two uplinks, and pods whose packets do not pass their node.
 
 mod attached;
 mod cast;
 mod filters;
+mod foreign;
 mod matrix;
+mod observer;
 mod uplinks;
 
 use anyhow::{Context, Result};
@@ -34,6 +37,7 @@ pub(super) const TESTS: &[OwnTest] = &[
     ("layout_routed_veth_over_vxlan", "13, 15c", || everything(Layout { overlay: true, ..ROUTED }).boxed()),
     ("layout_bridge_over_vxlan", "13, 15c", || everything(Layout { overlay: true, ..BRIDGED }).boxed()),
     ("layout_two_uplinks", "13, 19", || uplinks::test().boxed()),
+    ("foreign_tc_programs", "13", || foreign::test().boxed()),
     ("layout_pods_beside_their_node", "13, 15c", || attached::test().boxed()),
 ];
 
