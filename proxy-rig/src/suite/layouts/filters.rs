@@ -28,8 +28,8 @@ table inet cni_policy {
     ct state established counter name seen_replies accept
     ct state new ip saddr { 172.18.0.101, 10.244.0.0/16, 172.18.0.11, 172.18.0.12 } ip daddr 10.244.0.0/16 meta l4proto { tcp, udp } th dport 8080 accept
     ct state new ip6 saddr { fd00:172:18::101, fd00:10:244::/48, fd00:172:18::11, fd00:172:18::12 } ip6 daddr fd00:10:244::/48 meta l4proto { tcp, udp } th dport 8080 accept
-    ct state new ip saddr 172.18.0.101 ip daddr 172.18.0.11 meta l4proto { tcp, udp } th dport 9100 accept
-    ct state new ip6 saddr fd00:172:18::101 ip6 daddr fd00:172:18::11 meta l4proto { tcp, udp } th dport 9100 accept
+    ct state new ip saddr { 172.18.0.101, 10.244.0.0/16 } ip daddr 172.18.0.11 meta l4proto { tcp, udp } th dport 9100 accept
+    ct state new ip6 saddr { fd00:172:18::101, fd00:10:244::/48 } ip6 daddr fd00:172:18::11 meta l4proto { tcp, udp } th dport 9100 accept
   }
 }
 ";

@@ -39,11 +39,14 @@ pub(super) struct Addressing {
     /// A client outside, through that node.
     through_1: Source,
     through_2: Source,
+    /// A pod of node-2, at an address that is no pod's.
+    leaving_2: Source,
 }
 
 impl Addressing {
     /// `hooks`: whether a socket of a node is translated when it connects, and so chooses its source by the endpoint.
-    pub(super) fn of(layout: Layout, hooks: bool) -> Self {
+    /// `masqueraded`: whether what pods send out of the cluster is.
+    pub(super) fn of(layout: Layout, hooks: bool, masqueraded: bool) -> Self {
         let bridged = matches!(layout.pods, PodLinks::Bridged { .. });
         let node = match (hooks && bridged, layout.overlay) {
             (false, false) => Kept,
@@ -58,7 +61,8 @@ impl Addressing {
         } else {
             (KeptOn("node-1"), KeptOn("node-2"))
         };
-        Self { hooks, node, through_1, through_2 }
+        let leaving_2 = if masqueraded { Node("node-2") } else { Kept };
+        Self { hooks, node, through_1, through_2, leaving_2 }
     }
 }
 
@@ -98,6 +102,8 @@ pub(super) fn crossing(sources: &Addressing) -> Vec<Path> {
         both("hairpin", "self", "10.96.0.8", "fd00:10:96::8", 80, host("self", 8080, Node("node-1"))),
         both("host backend, same node", "packet", "10.96.0.11", "fd00:10:96::b", 80, host("node-1", 9100, Kept)),
         both("host backend, same node", "near", "10.96.0.11", "fd00:10:96::b", 80, host("node-1", 9100, Kept)),
+        both("host backend", "node-2", "10.96.0.11", "fd00:10:96::b", 80, host("node-1", 9100, Kept)),
+        both("host backend", "web-2", "10.96.0.11", "fd00:10:96::b", 80, host("node-1", 9100, sources.leaving_2)),
         both("host backend", "client", "node-1", "node-1/6", 30091, host("node-1", 9100, Kept)),
         both("host backend", "client", "node-2", "node-2/6", 30091, host("node-1", 9100, Node("node-2"))),
     ]
