@@ -23,7 +23,9 @@ pub(super) async fn test() -> Result<()> {
     let spec = PodSpec { labels: &[("app", "beside")], ..PodSpec::default() };
     stage.add_attached_pod(&node, "beside", &spec, Serve::ports(&[8080])).await?;
     stage.start_agents(cast::ARGS).await?;
-    walk_all(&stage, &paths()).await
+    walk_all(&stage, &paths()).await?;
+    let ways = [("client", "node-1", 30092), ("client", "node-2/6", 30092), ("packet", "10.96.0.12", 80)];
+    super::transfers(&stage, &ways).await
 }
 
 fn paths() -> Vec<Path> {

@@ -46,7 +46,7 @@ async fn everything(layout: Layout) -> Result<()> {
     stage.start_agents(cast::ARGS).await?;
     let addressing = Addressing::of(layout, true, layout.overlay);
     walk_all(&stage, &matrix::paths(&addressing)).await.context("plain")?;
-    transfers(&stage).await?;
+    transfers(&stage, &matrix::TRANSFERS).await?;
     filters::install(&stage)?;
     let addressing = Addressing::of(layout, true, true);
     filters::check(&stage, layout, &addressing).await.context("behind filters")?;
@@ -57,10 +57,10 @@ async fn everything(layout: Layout) -> Result<()> {
 }
 
 /// Large answers, compared byte by byte by the caller, with offloads and without.
-async fn transfers(stage: &Stage) -> Result<()> {
+async fn transfers(stage: &Stage, ways: &[(&str, &str, u16)]) -> Result<()> {
     for state in ["off", "on"] {
         set_offloads(stage, state)?;
-        for (from, to, port) in matrix::TRANSFERS {
+        for &(from, to, port) in ways {
             let ip = match to.parse() {
                 Ok(ip) => ip,
                 Err(_) => cast::address(stage, to)?,

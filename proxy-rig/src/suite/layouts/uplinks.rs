@@ -39,7 +39,8 @@ pub(super) async fn test() -> Result<()> {
     let args = ["--nodeport-addresses", NODE_PORTS, "--uplink-interfaces", "eth1"];
     stage.start_agents(&cast::ARGS.iter().copied().chain(args).collect::<Vec<_>>()).await?;
     walk_all(&stage, &paths()).await?;
-    super::transfers(&stage).await
+    let by_second = [("far", "172.19.0.11", 30080), ("far", "fd00:172:19::12", 30080), ("far", VIPS[1], 80)];
+    super::transfers(&stage, &by_second).await
 }
 
 /// The networks take only their own sources.
