@@ -57,7 +57,16 @@ impl Call {
 fn packet<F: Family>(tuple: Tuple<F>, call: &Call, tcp_flags: u8) -> Packet<F> {
     let tcp_flags = if call.tcp { tcp_flags } else { 0 };
     let fragment = Fragment::Whole;
-    Packet { tuple, protocol: call.protocol(), tcp_flags, fragment, datagram_id: 0, l3_offset: 14, l4_offset: 34 }
+    Packet {
+        tuple,
+        protocol: call.protocol(),
+        tcp_flags,
+        fragment,
+        icmp_error: false,
+        datagram_id: 0,
+        l3_offset: 14,
+        l4_offset: 34,
+    }
 }
 
 fn inverse<F: Family>(tuple: &Tuple<F>) -> Tuple<F> {
@@ -214,7 +223,16 @@ fn any_packet<F: TestFamily>() -> impl Strategy<Value = Packet<F>> {
             let has_ports = fragment != Fragment::Later && (protocol == TCP || protocol == UDP);
             let (src_port, dst_port) = if has_ports { (src_port, dst_port) } else { (0, 0) };
             let tuple = Tuple { src, dst, src_port, dst_port };
-            Packet { tuple, protocol, tcp_flags, fragment, datagram_id: 7, l3_offset: 14, l4_offset: 34 }
+            Packet {
+                tuple,
+                protocol,
+                tcp_flags,
+                fragment,
+                icmp_error: false,
+                datagram_id: 7,
+                l3_offset: 14,
+                l4_offset: 34,
+            }
         },
     )
 }

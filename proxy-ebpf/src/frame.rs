@@ -34,17 +34,40 @@ impl Bytes for Frame {
         if offset > MAX_OFFSET {
             return None;
         }
-        let from = self.start + offset;
-        if from + size_of::<T>() > self.end {
+        // SAFETY: of the frame's own start and end.
+        unsafe { load_at(self.start + offset, self.end) }
+    }
+}
+
+/// A frame read at offsets that hang on several fields of the packet. LLVM would compute the bound and the pointer apart from
+/// another, and the verifier could not tell that they belong together.
+pub(crate) struct Deep(pub Frame);
+
+impl Bytes for Deep {
+    #[inline(always)]
+    fn load<T: bytemuck::Pod>(&self, offset: usize) -> Option<T> {
+        let offset = core::hint::black_box(offset);
+        if offset > MAX_OFFSET {
             return None;
         }
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: `from..from + size_of::<T>()` was just checked to lie in the packet; `T` is plain bytes of that size.
-        // The words are read as aligned: network headers are (NET_IP_ALIGN), and the kernels that load this allow others.
-        unsafe { copy_words(from as *const u8, value.as_mut_ptr().cast(), size_of::<T>()) };
-        // SAFETY: all bytes were written, and any bit pattern is a `T`.
-        Some(unsafe { value.assume_init() })
+        // SAFETY: of the frame's own start and end.
+        unsafe { load_at(core::hint::black_box(self.0.start + offset), self.0.end) }
     }
+}
+
+/// # Safety
+/// `from` must be the start of a packet plus at most 65,535 and `end` its end.
+#[inline(always)]
+unsafe fn load_at<T: bytemuck::Pod>(from: usize, end: usize) -> Option<T> {
+    if from + size_of::<T>() > end {
+        return None;
+    }
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: `from..from + size_of::<T>()` was just checked to lie in the packet; `T` is plain bytes of that size.
+    // The words are read as aligned: network headers are (NET_IP_ALIGN), and the kernels that load this allow others.
+    unsafe { copy_words(from as *const u8, value.as_mut_ptr().cast(), size_of::<T>()) };
+    // SAFETY: all bytes were written, and any bit pattern is a `T`.
+    Some(unsafe { value.assume_init() })
 }
 
 /// Copies by words instead of by bytes, which is what LLVM would do for packet data.

@@ -7,6 +7,7 @@
 mod config;
 mod frame;
 mod hooks;
+mod icmp_error;
 mod maps;
 mod record;
 mod redirect;

@@ -38,7 +38,7 @@ fn store_with<T>(skb: *mut __sk_buff, offset: u32, value: &T, flags: u64) -> Res
 }
 
 #[inline(always)]
-fn replace_l4(skb: *mut __sk_buff, offset: u32, from: u64, to: u64, flags: u64) -> i64 {
+pub(crate) fn replace_l4(skb: *mut __sk_buff, offset: u32, from: u64, to: u64, flags: u64) -> i64 {
     // SAFETY: context; the helper checks the offset.
     unsafe { bpf_l4_csum_replace(skb.cast(), offset, from, to, flags) }
 }
@@ -59,6 +59,15 @@ pub(crate) trait RewriteFamily: Family {
     /// Writes an address over which no L4 checksum of this packet goes.
     fn replace_address(skb: *mut __sk_buff, l3: u32, at: u32, from: &Self::Addr, to: &Self::Addr)
     -> Result<(), Failed>;
+    /// Writes an address of an ICMP error, over which ICMPv6 has a checksum at `icmp_check`, and ICMP has none.
+    fn replace_error_address(
+        skb: *mut __sk_buff,
+        l3: u32,
+        icmp_check: u32,
+        at: u32,
+        from: &Self::Addr,
+        to: &Self::Addr,
+    ) -> Result<(), Failed>;
 }
 
 impl RewriteFamily for V4 {
@@ -85,6 +94,18 @@ impl RewriteFamily for V4 {
         };
         if done != 0 { Err(Failed) } else { store(skb, at, to) }
     }
+
+    #[inline(always)]
+    fn replace_error_address(
+        skb: *mut __sk_buff,
+        l3: u32,
+        _icmp_check: u32,
+        at: u32,
+        from: &Ipv4,
+        to: &Ipv4,
+    ) -> Result<(), Failed> {
+        Self::replace_address(skb, l3, at, from, to)
+    }
 }
 
 impl RewriteFamily for V6 {
@@ -107,6 +128,19 @@ impl RewriteFamily for V6 {
     fn replace_address(skb: *mut __sk_buff, _l3: u32, at: u32, _from: &Ipv6, to: &Ipv6) -> Result<(), Failed> {
         // Nothing else changes with it: a CHECKSUM_COMPLETE sum over the packet must.
         store_with(skb, at, to, u64::from(BPF_F_RECOMPUTE_CSUM))
+    }
+
+    #[inline(always)]
+    fn replace_error_address(
+        skb: *mut __sk_buff,
+        l3: u32,
+        icmp_check: u32,
+        at: u32,
+        from: &Ipv6,
+        to: &Ipv6,
+    ) -> Result<(), Failed> {
+        Self::replace(skb, l3, icmp_check, from, to, 0)?;
+        store(skb, at, to)
     }
 }
 

@@ -67,6 +67,7 @@ reasons! {
     OwnForward = 27, "own-forward", "The node's own packet: DNAT on the way out.";
     OwnReply = 28, "own-reply", "A reply to the node's own packet.";
     FragmentFollows = 29, "fragment-follows", "A later fragment: goes where its first one went.";
+    IcmpError = 30, "icmp-error", "An ICMP error about a packet of a translated flow.";
     // Refused: ICMP port unreachable, or ECONNREFUSED at connect time.
     NoEndpoints = 40, "no-endpoints", "The Service has no usable endpoint.";
     UnknownClusterIpPort = 41, "unknown-cluster-ip-port", "A ClusterIP without such a port.";

@@ -116,7 +116,7 @@ pub(super) const UNALLOCATED: Verdict = Verdict::drop(Reason::UnallocatedCluster
 
 /// A destination that ADDRS does not know.
 #[inline(always)]
-fn unknown_address<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>) -> Verdict {
+pub(super) fn unknown_address<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>) -> Verdict {
     if tables.in_service_cidr(&packet.tuple.dst) {
         return UNALLOCATED;
     }
@@ -179,7 +179,7 @@ fn reply<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Wo
 }
 
 #[inline(always)]
-fn is_uplink<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
+pub(super) fn is_uplink<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
     matches!(tables.iface(ifindex), Some(iface) if matches!(iface.role, IfaceRole::Uplink))
 }
 

@@ -1,9 +1,10 @@
 //! What happens to a packet or a socket. Reading order: [`decide_ingress`] and [`decide_egress`] in decide.rs, then
-//! new_flow.rs (choice of an endpoint), select.rs, conntrack.rs (known flows), snat.rs, fragments.rs; connect.rs for sockets.
+//! new_flow.rs (choice of an endpoint), select.rs, conntrack.rs (known flows), snat.rs, fragments.rs, errors.rs; connect.rs for sockets.
 
 mod connect;
 mod conntrack;
 mod decide;
+mod errors;
 mod fragments;
 mod new_flow;
 mod select;
@@ -14,6 +15,7 @@ mod verdict;
 pub use connect::{SockOutcome, SockRequest, connect, reveal};
 pub use conntrack::{HEAL_INTERVAL_S, Side, next_state};
 pub use decide::{TranslatedFamily, decide, decide_egress, decide_ingress};
+pub use errors::{decide_error, pass_error};
 pub use fragments::{follow_fragment, remember_fragment};
 pub use select::{Chosen, Client, NotChosen, select_backend};
 pub use snat::{NodeAddress, SNAT_WINDOW, Search, is_reusable};

@@ -124,6 +124,11 @@ pub struct Work<F: Family> {
     pub search: Search<F>,
     pub frag_key: FragKey<F>,
     pub frag: FragEntry<F>,
+    /// Of an ICMP error: the packet that it quotes, and what becomes of it.
+    pub quote: Packet<F>,
+    pub quoted: Rewrite<F>,
+    /// Its TCP or UDP checksum is quoted too.
+    pub quoted_checksum: bool,
 }
 
 impl<F: Family> Work<F> {
@@ -138,6 +143,9 @@ impl<F: Family> Work<F> {
             search: Search::EMPTY,
             frag_key: FragKey::EMPTY,
             frag: FragEntry::EMPTY,
+            quote: Packet::EMPTY,
+            quoted: Rewrite::NONE,
+            quoted_checksum: false,
         }
     }
 }

@@ -175,6 +175,8 @@ pub trait Family: Copy + Eq + Ord + core::hash::Hash + fmt::Debug + 'static {
     const ETHERTYPE: u16;
     /// Its ICMP's protocol number.
     const ICMP: u8;
+    /// True if an ICMP message of this type reports an error about a packet that it quotes (RFC 792; RFC 4443 section 2.1).
+    fn is_icmp_error(kind: u8) -> bool;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -187,6 +189,11 @@ impl Family for V4 {
     const VERSION: u8 = 4;
     const ETHERTYPE: u16 = super::headers::ETH_P_IP;
     const ICMP: u8 = super::headers::ICMP;
+    /// Unreachable, source quench, time exceeded, parameter problem. (A redirect is for its receiver alone.)
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 3 | 4 | 11 | 12)
+    }
 }
 
 impl Family for V6 {
@@ -194,6 +201,11 @@ impl Family for V6 {
     const VERSION: u8 = 6;
     const ETHERTYPE: u16 = super::headers::ETH_P_IPV6;
     const ICMP: u8 = super::headers::ICMPV6;
+    /// Unreachable, packet too big, time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Internet checksum arithmetic (RFC 1071, RFC 1624).
 
+use super::Address;
+
 /// Folds a 32-bit sum to the 16-bit one's complement sum.
 #[inline(always)]
 #[must_use]
@@ -38,6 +40,50 @@ pub fn checksum_replace(check: u16, old: &[u8], new: &[u8]) -> u16 {
     !fold(sum_words(sum, new))
 }
 
+/// What changes under a checksum, word by word as the words stand in memory (a one's complement sum may be taken in either
+/// byte order): the sum that RFC 1624 adds. Room for 32,768 words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Difference {
+    sum: u32,
+}
+
+impl Difference {
+    pub const NONE: Self = Self { sum: 0 };
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self, from: u16, to: u16) -> Self {
+        Self { sum: self.sum + !from as u32 + to as u32 }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub fn address<A: Address>(self, from: &A, to: &A) -> Self {
+        let sum = from.fold(self.sum, |sum, word| sum + (!word & 0xffff) + (!word >> 16));
+        Self { sum: to.fold(sum, |sum, word| sum + (word & 0xffff) + (word >> 16)) }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { sum: self.sum + other.sum }
+    }
+
+    /// The sum, as the kernel's helpers take it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sum(self) -> u32 {
+        self.sum
+    }
+
+    /// The checksum afterwards.
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply(self, check: u16) -> u16 {
+        !fold(!check as u32 + self.sum)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +98,21 @@ mod tests {
             let old: [u8; 8] = data[at..at + 8].try_into().unwrap();
             data[at..at + 8].copy_from_slice(&new);
             prop_assert_eq!(checksum_replace(before, &old, &new), checksum(0, &data));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn difference_equals_replace(check in any::<u16>(), old in any::<[u8; 4]>(), new in any::<[u8; 4]>(), from in any::<[u8; 16]>(), to in any::<[u8; 16]>()) {
+            let word = |bytes: &[u8]| u16::from_ne_bytes([bytes[0], bytes[1]]);
+            let difference = Difference::NONE
+                .word(word(&old), word(&new))
+                .and(Difference::NONE.word(word(&old[2..]), word(&new[2..])))
+                .address(&crate::net::Ipv6 { octets: from }, &crate::net::Ipv6 { octets: to });
+            let got = difference.apply(u16::from_be_bytes(check.to_ne_bytes()));
+            let (old, new) = ([&old[..], &from].concat(), [&new[..], &to].concat());
+            let expected = checksum_replace(u16::from_be_bytes(u16::from_be_bytes(check.to_ne_bytes()).to_ne_bytes()), &old, &new);
+            prop_assert_eq!(u16::from_be_bytes(got.to_ne_bytes()), expected);
         }
     }
 

@@ -10,6 +10,9 @@ pub const IPV4_MIN_LEN: usize = 20;
 /// RFC 8200 section 3.
 pub const IPV6_LEN: usize = 40;
 
+/// Type, code, checksum and one word more: RFC 792, RFC 4443. Errors quote the packet behind it.
+pub const ICMP_LEN: usize = 8;
+
 // IANA protocol numbers.
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;

@@ -7,10 +7,10 @@ mod packet;
 mod parse;
 
 pub use address::{Address, Family, Ipv4, Ipv6, V4, V6};
-pub use checksum::{checksum, checksum_replace, fold, sum_words};
+pub use checksum::{Difference, checksum, checksum_replace, fold, sum_words};
 pub use headers::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
-    UDP, checksum_offset,
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, ICMP, ICMP_LEN, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, SCTP, TCP, TCP_ACK, TCP_FIN,
+    TCP_RST, TCP_SYN, UDP, checksum_offset,
 };
 pub use packet::{Fragment, Packet, Tuple};
-pub use parse::{Bytes, MAX_EXTENSION_HEADERS, ParseError, ParseFamily, is_icmp, parse_packet};
+pub use parse::{Bytes, MAX_EXTENSION_HEADERS, ParseError, ParseFamily, is_icmp, parse_packet, parse_quote};

@@ -30,6 +30,8 @@ pub struct Packet<F: Family> {
     /// RFC 9293 flags; zero unless TCP.
     pub tcp_flags: u8,
     pub fragment: Fragment,
+    /// An ICMP message that quotes another packet.
+    pub icmp_error: bool,
     /// Of a fragment: what it has in common with the others of its datagram, beside the addresses.
     pub datagram_id: u32,
     /// Byte offsets from the start of the frame.
@@ -43,6 +45,7 @@ impl<F: Family> Packet<F> {
         protocol: 0,
         tcp_flags: 0,
         fragment: Fragment::Whole,
+        icmp_error: false,
         datagram_id: 0,
         l3_offset: 0,
         l4_offset: 0,

@@ -1,6 +1,6 @@
 //! The parser: bytes in, [`Packet`] out. Generic over where the bytes are, so that the kernel reads the frame in place.
 
-use super::headers::{ICMP, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, SCTP, TCP, UDP};
+use super::headers::{ICMP, ICMP_LEN, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, SCTP, TCP, UDP, checksum_offset};
 use super::{Family, Fragment, Packet, V4, V6};
 use bytemuck::{Pod, Zeroable};
 
@@ -69,6 +69,8 @@ struct ExtensionHeader {
 pub trait ParseFamily: Family {
     /// Fills addresses, protocol, fragment, datagram id (of a fragment) and `l4_offset`.
     fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<Self>) -> Result<(), ParseError>;
+    /// How long the packet at `l3_offset` says that it is.
+    fn packet_len<B: Bytes + ?Sized>(bytes: &B, l3_offset: usize) -> Option<usize>;
 }
 
 /// Parses the packet whose network header starts at `l3_offset`.
@@ -83,6 +85,8 @@ pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
     packet.tuple.src_port = 0;
     packet.tuple.dst_port = 0;
     packet.fragment = Fragment::Whole;
+    packet.icmp_error = false;
+    packet.datagram_id = 0;
     F::parse_network(bytes, packet)?;
     if matches!(packet.fragment, Fragment::Later) {
         return Ok(());
@@ -106,12 +110,48 @@ pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
             packet.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
             packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
         }
+        protocol if protocol == F::ICMP => {
+            let head: [u8; ICMP_LEN] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+            packet.icmp_error = F::is_icmp_error(head[0]) && matches!(packet.fragment, Fragment::Whole);
+        }
         _ => {}
     }
     Ok(())
 }
 
+/// Parses the packet that the ICMP error `error` quotes, as far as it must be there: RFC 792 demands eight bytes behind its
+/// network header. `None` if it has no ports; else, whether its TCP or UDP checksum is there as well.
+#[inline(always)]
+pub fn parse_quote<F: ParseFamily, B: Bytes + ?Sized>(
+    bytes: &B,
+    error: &Packet<F>,
+    quote: &mut Packet<F>,
+) -> Option<bool> {
+    quote.l3_offset = error.l4_offset.wrapping_add(ICMP_LEN as u16);
+    quote.tcp_flags = 0;
+    quote.fragment = Fragment::Whole;
+    quote.icmp_error = false;
+    quote.datagram_id = 0;
+    F::parse_network(bytes, quote).ok()?;
+    if !quote.has_ports() {
+        return None;
+    }
+    let l4 = quote.l4_offset as usize;
+    let head: [u8; 8] = bytes.load(l4)?;
+    quote.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
+    quote.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
+    // Bytes of the frame behind the packet are none of the quote.
+    let end = error.l3_offset as usize + F::packet_len(bytes, error.l3_offset as usize)?;
+    let check_end = l4 + checksum_offset(quote.protocol) + 2;
+    Some(check_end <= end && bytes.load::<[u8; 2]>(check_end - 2).is_some())
+}
+
 impl ParseFamily for V4 {
+    #[inline(always)]
+    fn packet_len<B: Bytes + ?Sized>(bytes: &B, l3_offset: usize) -> Option<usize> {
+        bytes.load::<[u8; 2]>(l3_offset + 2).map(|len| u16::from_be_bytes(len) as usize)
+    }
+
     #[inline(always)]
     fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V4>) -> Result<(), ParseError> {
         let l3 = packet.l3_offset as usize;
@@ -143,6 +183,11 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 
 impl ParseFamily for V6 {
+    #[inline(always)]
+    fn packet_len<B: Bytes + ?Sized>(bytes: &B, l3_offset: usize) -> Option<usize> {
+        bytes.load::<[u8; 2]>(l3_offset + 4).map(|len| u16::from_be_bytes(len) as usize + IPV6_LEN)
+    }
+
     #[inline(always)]
     fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V6>) -> Result<(), ParseError> {
         let l3 = packet.l3_offset as usize;

@@ -1,7 +1,8 @@
 //! What both tc hooks do: find the family, parse, decide, carry out, record.
 
 use crate::config::config;
-use crate::frame::Frame;
+use crate::frame::{Deep, Frame};
+use crate::icmp_error::rewrite_error;
 use crate::maps::{FamilyMaps, Scratch};
 use crate::record::record;
 use crate::redirect;
@@ -12,8 +13,12 @@ use crate::tables::KernelTables;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_skb_pull_data;
 use proxy_common::abi::{Action, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, Reason, ServiceCidrs};
-use proxy_common::lb::{Env, Tables, TranslatedFamily, Verdict, Work, follow_fragment, remember_fragment};
-use proxy_common::net::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, Fragment, Packet, ParseError, V4, V6, parse_packet};
+use proxy_common::lb::{
+    Env, Tables, TranslatedFamily, Verdict, Work, decide_error, follow_fragment, pass_error, remember_fragment,
+};
+use proxy_common::net::{
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Fragment, Packet, ParseError, V4, V6, parse_packet, parse_quote,
+};
 
 /// On with the next program, or with the stack (tcx and clsact alike).
 pub(crate) const TCX_NEXT: i32 = -1;
@@ -42,6 +47,8 @@ const CHANGED: i32 = 1;
 const FIRST_FRAGMENT: i32 = 2;
 /// Nothing is decided: it follows its first fragment.
 const LATER_FRAGMENT: i32 = 4;
+/// Nothing is decided: it follows the packet that it quotes.
+const ICMP_ERROR: i32 = 8;
 
 /// Finds the family of a frame, and runs its steps. They are functions of their own, which hand over their results in
 /// memory: the verifier need not follow each way through the decision once more through the changes, and each has the
@@ -67,6 +74,8 @@ pub(crate) struct Steps {
     pub decide: Step,
     pub remember_fragment: Step,
     pub follow_fragment: Step,
+    pub decide_error: Step,
+    pub carry_out_error: Step,
     pub carry_out: Step,
 }
 
@@ -76,14 +85,29 @@ fn run_family<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, steps: Steps) 
     if next > CHANGED {
         if next & FIRST_FRAGMENT != 0 {
             (steps.remember_fragment)(skb);
-        } else {
+        } else if next == LATER_FRAGMENT {
             next = (steps.follow_fragment)(skb);
+        } else {
+            return run_error::<D, F>(skb, steps);
         }
     }
     let action = match next & CHANGED {
         UNCHANGED => TCX_NEXT,
         _ if config().has(CONFIG_DRY_RUN) => TCX_NEXT,
         _ => (steps.carry_out)(skb),
+    };
+    if let Some(scratch) = scratch::<D, F>() {
+        record(&scratch.verdict);
+    }
+    action
+}
+
+#[inline(always)]
+fn run_error<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, steps: Steps) -> i32 {
+    let action = match (steps.decide_error)(skb) {
+        UNCHANGED => TCX_NEXT,
+        _ if config().has(CONFIG_DRY_RUN) => TCX_NEXT,
+        _ => (steps.carry_out_error)(skb),
     };
     if let Some(scratch) = scratch::<D, F>() {
         record(&scratch.verdict);
@@ -110,6 +134,7 @@ pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 
     let work = &mut scratch.work;
     scratch.verdict = match parse(skb, &mut work.packet) {
         Ok(()) if matches!(work.packet.fragment, Fragment::Later) => return LATER_FRAGMENT,
+        Ok(()) if work.packet.icmp_error => return ICMP_ERROR,
         Ok(()) => D::decide(&tables, &env, work),
         Err(ParseError::Malformed) => Verdict::pass(Reason::Malformed),
         Err(ParseError::TooManyHeaders) => Verdict::pass(Reason::TooManyHeaders),
@@ -141,6 +166,49 @@ pub(crate) fn follow<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 
     let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
     scratch.verdict = follow_fragment(&KernelTables { skb }, D::EGRESS, &mut scratch.work);
     changed(scratch)
+}
+
+/// Instead of a decision.
+#[inline(always)]
+pub(crate) fn decide_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
+    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
+    let work = &mut scratch.work;
+    let tables = KernelTables { skb };
+    // SAFETY: context.
+    let (ifindex, ingress_ifindex, len) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex, (*skb).len) };
+    let env = Env { ifindex, own: D::EGRESS && ingress_ifindex == 0 };
+    let pull = if len < PULL_LEN { len } else { PULL_LEN };
+    if Frame::of(skb).len() < pull as usize {
+        // SAFETY: context. If it fails, the quote is taken as far as it can be read.
+        unsafe { bpf_skb_pull_data(skb, pull) };
+    }
+    scratch.verdict = match parse_quote(&Deep(Frame::of(skb)), &work.packet, &mut work.quote) {
+        Some(has_checksum) => {
+            work.quoted_checksum = has_checksum;
+            decide_error(&tables, &env, D::EGRESS, work)
+        }
+        None => pass_error(&tables, D::EGRESS, &work.packet),
+    };
+    let translated = matches!(scratch.verdict.reason, Reason::IcmpError);
+    if translated || matches!(scratch.verdict.action, Action::Drop) { CHANGED } else { UNCHANGED }
+}
+
+#[inline(always)]
+pub(crate) fn carry_out_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
+    let Some(scratch) = scratch::<D, F>() else { return TCX_NEXT };
+    let verdict = &mut scratch.verdict;
+    if matches!(verdict.action, Action::Drop) {
+        return TC_ACT_SHOT;
+    }
+    if rewrite_error(skb, &scratch.work).is_err() {
+        *verdict = Verdict::drop(Reason::RewriteFailed);
+        return TC_ACT_SHOT;
+    }
+    match verdict.action {
+        Action::Redirect if scratch.work.rewrite.bounce => redirect::out_of(verdict.ifindex),
+        Action::Redirect => redirect::by_neighbour(verdict.ifindex),
+        _ => TCX_NEXT,
+    }
 }
 
 /// Parses the linear part; if it is too short, makes more of the packet linear and tries once more.
@@ -210,8 +278,10 @@ macro_rules! tc_program {
     ($program:ident, $direction:ty) => {
         type Skb = *mut aya_ebpf::bindings::__sk_buff;
 
-        $crate::hooks::packet::steps!(V4, $direction: decide_v4 remember_v4 follow_v4 carry_out_v4);
-        $crate::hooks::packet::steps!(V6, $direction: decide_v6 remember_v6 follow_v6 carry_out_v6);
+        $crate::hooks::packet::steps!(V4, $direction: decide_v4 remember_v4 follow_v4 decide_error_v4 carry_out_error_v4
+            carry_out_v4);
+        $crate::hooks::packet::steps!(V6, $direction: decide_v6 remember_v6 follow_v6 decide_error_v6 carry_out_error_v6
+            carry_out_v6);
 
         #[aya_ebpf::macros::classifier]
         pub(crate) fn $program(ctx: aya_ebpf::programs::TcContext) -> i32 {
@@ -220,12 +290,16 @@ macro_rules! tc_program {
                 decide: decide_v4,
                 remember_fragment: remember_v4,
                 follow_fragment: follow_v4,
+                decide_error: decide_error_v4,
+                carry_out_error: carry_out_error_v4,
                 carry_out: carry_out_v4,
             };
             let v6 = Steps {
                 decide: decide_v6,
                 remember_fragment: remember_v6,
                 follow_fragment: follow_v6,
+                decide_error: decide_error_v6,
+                carry_out_error: carry_out_error_v6,
                 carry_out: carry_out_v6,
             };
             run::<$direction>(ctx.skb.skb, v4, v6)
@@ -235,7 +309,8 @@ macro_rules! tc_program {
 pub(crate) use tc_program;
 
 macro_rules! steps {
-    ($family:ident, $direction:ty: $decide:ident $remember:ident $follow:ident $carry_out:ident) => {
+    ($family:ident, $direction:ty: $decide:ident $remember:ident $follow:ident $decide_error:ident
+        $carry_out_error:ident $carry_out:ident) => {
         #[inline(never)]
         fn $decide(skb: Skb) -> i32 {
             $crate::hooks::packet::decide::<$direction, proxy_common::net::$family>(skb)
@@ -249,6 +324,16 @@ macro_rules! steps {
         #[inline(never)]
         fn $follow(skb: Skb) -> i32 {
             $crate::hooks::packet::follow::<$direction, proxy_common::net::$family>(skb)
+        }
+
+        #[inline(never)]
+        fn $decide_error(skb: Skb) -> i32 {
+            $crate::hooks::packet::decide_icmp_error::<$direction, proxy_common::net::$family>(skb)
+        }
+
+        #[inline(never)]
+        fn $carry_out_error(skb: Skb) -> i32 {
+            $crate::hooks::packet::carry_out_icmp_error::<$direction, proxy_common::net::$family>(skb)
         }
 
         #[inline(never)]

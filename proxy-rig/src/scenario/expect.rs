@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use proxy_common::abi::{Action, Reason};
 
 use super::{
-    frame::{checksums_are_right, describe, tuple_of},
+    frame::{checksums_are_right, describe, quoted_tuple, tuple_of},
     notation::TuplePattern,
 };
 
@@ -31,6 +31,8 @@ pub struct Expectation {
     interface: Option<String>,
     /// None: unchanged, or of a redirect, anything.
     tuple: Option<TuplePattern>,
+    /// Of the packet that an ICMP error quotes.
+    about: Option<TuplePattern>,
 }
 
 impl Expectation {
@@ -40,35 +42,47 @@ impl Expectation {
     }
 
     fn parse_words(text: &str, reason: Option<&str>) -> Result<Self> {
+        let (text, about) = text.split_once(" about ").map_or((text, None), |(text, about)| (text, Some(about)));
         let words: Vec<&str> = text.split_whitespace().collect();
+        let about =
+            about.map(|about| TuplePattern::parse(&about.split_whitespace().collect::<Vec<_>>())).transpose()?;
         let tuple = |words: &[&str]| if words.is_empty() { Ok(None) } else { TuplePattern::parse(words).map(Some) };
         let named = reason.map(reason_of).transpose()?;
         Ok(match words[..] {
             ["pass", ref rest @ ..] => {
-                Self { action: Action::Pass, reason: named, interface: None, tuple: tuple(rest)? }
+                Self { action: Action::Pass, reason: named, interface: None, tuple: tuple(rest)?, about }
             }
-            ["drop", reason] => {
-                Self { action: Action::Drop, reason: Some(reason_of(reason)?), interface: None, tuple: None }
-            }
-            ["refuse", reason] => {
-                Self { action: Action::Reply, reason: Some(reason_of(reason)?), interface: None, tuple: None }
-            }
+            ["drop", reason] => Self {
+                action: Action::Drop,
+                reason: Some(reason_of(reason)?),
+                interface: None,
+                tuple: None,
+                about: None,
+            },
+            ["refuse", reason] => Self {
+                action: Action::Reply,
+                reason: Some(reason_of(reason)?),
+                interface: None,
+                tuple: None,
+                about: None,
+            },
             ["redirect", interface, ref rest @ ..] => Self {
                 action: Action::Redirect,
                 reason: named,
                 interface: Some(interface.to_owned()),
                 tuple: tuple(rest)?,
+                about,
             },
             _ => bail!("expected pass, drop REASON, refuse REASON or redirect INTERFACE"),
         })
     }
 
     pub(super) fn pass(tuple: Option<TuplePattern>, reason: Option<Reason>) -> Self {
-        Self { action: Action::Pass, reason, interface: None, tuple }
+        Self { action: Action::Pass, reason, interface: None, tuple, about: None }
     }
 
     pub(super) fn redirect(interface: &str, tuple: Option<TuplePattern>) -> Self {
-        Self { action: Action::Redirect, reason: None, interface: Some(interface.to_owned()), tuple }
+        Self { action: Action::Redirect, reason: None, interface: Some(interface.to_owned()), tuple, about: None }
     }
 
     /// Says what is wrong with the outcome of `sent`.
@@ -89,6 +103,12 @@ impl Expectation {
                 let (protocol, src, dst) = tuple_of(&outcome.frame).context("what left is no IP packet")?;
                 if !tuple.matches(protocol, src, dst) {
                     bail!("another tuple was expected, got {}", outcome.in_words());
+                }
+                if let Some(about) = &self.about {
+                    let (protocol, src, dst) = quoted_tuple(&outcome.frame).context("nothing is quoted")?;
+                    if !about.matches(protocol, src, dst) {
+                        bail!("another quote was expected, got {}", outcome.in_words());
+                    }
                 }
             }
             (None, Action::Pass) if outcome.frame != sent => bail!("expected no change, got {}", outcome.in_words()),

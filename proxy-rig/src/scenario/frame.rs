@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::net::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, Fragment, IPV4_MIN_LEN, IPV6_LEN, Packet, ParseFamily, SCTP, TCP, UDP, V4,
-    V6, checksum, checksum_offset, is_icmp, parse_packet, sum_words,
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, Fragment, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, Packet, ParseFamily, SCTP, TCP,
+    UDP, V4, V6, checksum, checksum_offset, is_icmp, parse_packet, sum_words,
 };
 
 use super::notation::{Extras, FragmentSpec, PacketSpec, protocol_word, tcp_flags_word};
@@ -38,7 +38,8 @@ pub(super) fn build(spec: &PacketSpec) -> Vec<u8> {
 
 /// Header, payload and checksum; of a later fragment, payload alone.
 fn transport(spec: &PacketSpec) -> Vec<u8> {
-    let payload: Vec<u8> = (0..spec.extras.payload_len).map(|i| b'a' + (i % 26) as u8).collect();
+    let letters = || (0..spec.extras.payload_len).map(|i| b'a' + (i % 26) as u8).collect();
+    let payload: Vec<u8> = spec.extras.payload.clone().unwrap_or_else(letters);
     if spec.extras.fragment == FragmentSpec::Later {
         return if payload.is_empty() { vec![b'x'; 16] } else { payload };
     }
@@ -64,7 +65,8 @@ fn transport(spec: &PacketSpec) -> Vec<u8> {
         }
         // An echo request.
         protocol if is_icmp(protocol) => {
-            l4.extend_from_slice(&[if protocol == 1 { 8 } else { 128 }, 0, 0, 0, 0, 7, 0, 1])
+            let [kind, code] = spec.extras.icmp.unwrap_or([if protocol == 1 { 8 } else { 128 }, 0]);
+            l4.extend_from_slice(&[kind, code, 0, 0, 0, 7, 0, 1]);
         }
         _ => l4.extend_from_slice(&[0; 8]),
     }
@@ -183,6 +185,29 @@ pub(super) fn tuple_of(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
     }
 }
 
+/// What an ICMP error quotes, as a frame of its own.
+pub(super) fn quote_of(frame: &[u8]) -> Option<Vec<u8>> {
+    fn start<F: ParseFamily>(frame: &[u8]) -> Option<usize> {
+        let mut packet = Packet::<F>::EMPTY;
+        parse_packet(frame, ETH_LEN, &mut packet).ok()?;
+        packet.icmp_error.then_some(packet.l4_offset as usize + ICMP_LEN)
+    }
+    let at = match ether_type(frame)? {
+        V4::ETHERTYPE => start::<V4>(frame),
+        V6::ETHERTYPE => start::<V6>(frame),
+        _ => None,
+    }?;
+    Some([&frame[..ETH_LEN], frame.get(at..)?].concat())
+}
+
+/// Protocol and ends of the packet that an ICMP error quotes. Eight bytes of its transport header may be all there is.
+pub(super) fn quoted_tuple(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
+    let mut quote = quote_of(frame)?;
+    // Room for the whole of a TCP header, which the parser wants to see.
+    quote.resize(quote.len() + 20, 0);
+    tuple_of(&quote)
+}
+
 pub(super) fn ether_type(frame: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]))
 }
@@ -197,7 +222,11 @@ pub(super) fn describe(frame: &[u8]) -> String {
     };
     let name = protocol_word(protocol);
     if protocol != TCP && protocol != UDP && protocol != SCTP {
-        return format!("{name} {} > {}", src.ip(), dst.ip());
+        let about = match quoted_tuple(frame) {
+            Some((protocol, src, dst)) => format!(" about {} {src} > {dst}", protocol_word(protocol)),
+            None => String::new(),
+        };
+        return format!("{name} {} > {}{about}", src.ip(), dst.ip());
     }
     let flags = match (protocol, l4_offset(frame)) {
         (TCP, Some((at, Fragment::Whole | Fragment::First))) => {
@@ -208,7 +237,7 @@ pub(super) fn describe(frame: &[u8]) -> String {
     format!("{name} {src} > {dst} {flags}").trim_end().to_owned()
 }
 
-fn l4_offset(frame: &[u8]) -> Option<(usize, Fragment)> {
+pub(super) fn l4_offset(frame: &[u8]) -> Option<(usize, Fragment)> {
     fn read<F: ParseFamily>(frame: &[u8]) -> Option<(usize, Fragment)> {
         let mut packet = Packet::<F>::EMPTY;
         parse_packet(frame, ETH_LEN, &mut packet).ok()?;
@@ -223,6 +252,11 @@ fn l4_offset(frame: &[u8]) -> Option<(usize, Fragment)> {
 
 /// True if all checksums that can be judged are right: IPv4 header, and TCP, UDP or ICMP of an unfragmented packet.
 pub(super) fn checksums_are_right(frame: &[u8]) -> bool {
+    if let Some(quote) = quote_of(frame)
+        && (!checksums_are_right(&quote) || !quoted_header_is_right(&quote))
+    {
+        return false;
+    }
     let Some((protocol, src, dst)) = tuple_of(frame) else { return true };
     let v4 = ether_type(frame) == Some(ETH_P_IP);
     let Some((l4, fragment)) = l4_offset(frame) else { return true };
@@ -243,6 +277,13 @@ pub(super) fn checksums_are_right(frame: &[u8]) -> bool {
     }
     set_transport_checksum(protocol, &src.ip(), &dst.ip(), &mut bytes);
     bytes == frame[l4..end]
+}
+
+/// The IPv4 header checksum of a quote that may be too short to be parsed.
+fn quoted_header_is_right(quote: &[u8]) -> bool {
+    let len = |first: u8| usize::from(first & 0x0f) * 4;
+    let header = quote.get(ETH_LEN).and_then(|first| quote.get(ETH_LEN..ETH_LEN + len(*first)));
+    ether_type(quote) != Some(ETH_P_IP) || header.is_some_and(|header| checksum(0, header) == 0)
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, bail, ensure};
 use proxy_common::{
     abi::Reason,
-    net::{ETH_LEN, TCP, TCP_ACK, TCP_SYN},
+    net::{ETH_LEN, ICMP, ICMPV6, TCP, TCP_ACK, TCP_SYN},
 };
 
 use super::{
     expect::{Expectation, Outcome},
     file::{JourneySpec, SinglePacket},
-    frame::{build, describe, tuple_of},
-    notation::{Extras, PacketSpec, TuplePattern},
+    frame::{build, describe, l4_offset, tuple_of},
+    notation::{Extras, PacketSpec, TuplePattern, icmp_error, socket_address},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,7 @@ fn frame_of(text: &str, last: Option<&[u8]>, nth: u16) -> Result<Vec<u8>> {
         "that" if rest.is_empty() => Ok(last()?.to_vec()),
         "that" => continued(last()?, false, rest),
         "reply" => continued(last()?, true, rest),
+        "error" => error_about(last()?, rest),
         _ => {
             let mut spec: PacketSpec = text.parse()?;
             spec.src.set_port(spec.src.port().wrapping_add(nth));
@@ -115,6 +116,33 @@ fn continued(frame: &[u8], inverse: bool, words: &str) -> Result<Vec<u8>> {
     let tcp_flags = if protocol == TCP { TCP_ACK } else { 0 };
     let mut spec = PacketSpec { protocol, src, dst, tcp_flags, extras: Extras::default() };
     for word in words.split_whitespace() {
+        spec.add(word)?;
+    }
+    Ok(build(&spec))
+}
+
+/// An ICMP error about `frame`: `FROM KIND [quote=N] [words]`, N being how many bytes behind the network header it quotes.
+fn error_about(frame: &[u8], text: &str) -> Result<Vec<u8>> {
+    let mut words = text.split_whitespace();
+    let from = socket_address(words.next().context("who sends the error?")?)?;
+    let kind = words.next().context("what kind of error?")?;
+    let (_, about, _) = tuple_of(frame).context("the last packet has no tuple")?;
+    let v4 = from.is_ipv4();
+    let mut extras = Extras { icmp: Some(icmp_error(kind, v4)?), ..Extras::default() };
+    let mut quote = 8;
+    let mut others = Vec::new();
+    for word in words {
+        match word.split_once('=') {
+            Some(("quote", number)) => quote = number.parse()?,
+            _ => others.push(word),
+        }
+    }
+    let l4 = l4_offset(frame).context("the last packet has no transport header")?.0;
+    extras.payload = Some(frame[ETH_LEN..frame.len().min(l4 + quote)].to_vec());
+    let dst = SocketAddr::new(about.ip(), 0);
+    let protocol = if v4 { ICMP } else { ICMPV6 };
+    let mut spec = PacketSpec { protocol, src: from, dst, tcp_flags: 0, extras };
+    for word in others {
         spec.add(word)?;
     }
     Ok(build(&spec))

@@ -10,8 +10,8 @@ use proxy_agent::{
 };
 use proxy_common::{
     abi::{Action, BackendState, Config, Reason},
-    lb::{Env, Verdict, Work, decide},
-    net::{ETH_LEN, Family, Packet, ParseError, V4, V6, parse_packet},
+    lb::{Env, Verdict, Work, decide, decide_error, pass_error},
+    net::{ETH_LEN, Family, Packet, ParseError, V4, V6, parse_packet, parse_quote},
 };
 
 use super::{
@@ -77,7 +77,18 @@ impl ModelMachine {
             Err(ParseError::Malformed) => return (Verdict::pass(Reason::Malformed), frame),
             Err(ParseError::TooManyHeaders) => return (Verdict::pass(Reason::TooManyHeaders), frame),
         }
-        let verdict = decide(&tables, &env, hop.place.hook == Hook::Egress, &mut work);
+        let egress = hop.place.hook == Hook::Egress;
+        if work.packet.icmp_error {
+            let verdict = match parse_quote(&frame[..], &work.packet, &mut work.quote) {
+                Some(_) => decide_error(&tables, &env, egress, &mut work),
+                None => pass_error(&tables, egress, &work.packet),
+            };
+            if verdict.reason == Reason::IcmpError {
+                rewrite::translate_error(&mut frame, &work);
+            }
+            return (verdict, frame);
+        }
+        let verdict = decide(&tables, &env, egress, &mut work);
         match verdict.action {
             Action::Drop => {}
             Action::Reply => frame = rewrite::refuse(&frame, &work.packet),

@@ -38,6 +38,10 @@ pub(super) struct Extras {
     pub(super) fragment: FragmentSpec,
     /// Of a fragment. IPv4 has the low 16 bits.
     pub(super) datagram_id: u32,
+    /// Type and code of an ICMP message; none: an echo request.
+    pub(super) icmp: Option<[u8; 2]>,
+    /// Instead of `payload_len` letters.
+    pub(super) payload: Option<Vec<u8>>,
     pub(super) vlan: Option<u16>,
     /// The frame ends after this many bytes.
     pub(super) cut: Option<usize>,
@@ -61,6 +65,8 @@ impl Default for Extras {
             extension_headers: Vec::new(),
             fragment: FragmentSpec::Whole,
             datagram_id: 0x1234,
+            icmp: None,
+            payload: None,
             vlan: None,
             cut: None,
         }
@@ -130,6 +136,22 @@ impl PacketSpec {
         }
         Ok(())
     }
+}
+
+/// Type and code of the ICMP errors by name: RFC 792, RFC 4443.
+pub(super) fn icmp_error(word: &str, v4: bool) -> Result<[u8; 2]> {
+    Ok(match (word, v4) {
+        ("unreachable", true) => [3, 3],
+        ("unreachable", false) => [1, 4],
+        ("too-big", true) => [3, 4],
+        ("too-big", false) => [2, 0],
+        ("time-exceeded", true) => [11, 0],
+        ("time-exceeded", false) => [3, 0],
+        ("parameter-problem", true) => [12, 0],
+        ("parameter-problem", false) => [4, 0],
+        ("redirect", true) => [5, 0],
+        _ => bail!("unknown ICMP error {word:?}"),
+    })
 }
 
 fn extension_header(word: &str) -> Option<u8> {

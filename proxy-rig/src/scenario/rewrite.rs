@@ -2,9 +2,9 @@
 //! and the ICMP error of a refusal. Written apart from the kernel programs, which must come to the same bytes.
 
 use proxy_common::{
-    lb::Rewrite,
+    lb::{Rewrite, Work},
     net::{
-        ETH_LEN, Family, Fragment, ICMP, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, TCP, UDP, V4, checksum,
+        ETH_LEN, Family, Fragment, ICMP, ICMP_LEN, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, TCP, UDP, V4, checksum,
         checksum_offset, checksum_replace, sum_words,
     },
 };
@@ -67,6 +67,68 @@ fn replace_checksum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8], udp: bo
 fn swap_link_addresses(frame: &mut [u8]) {
     let (a, b) = frame.split_at_mut(6);
     a.swap_with_slice(&mut b[..6]);
+}
+
+/// Translates an ICMP error and the packet that it quotes.
+pub(super) fn translate_error<F: Family>(frame: &mut [u8], work: &Work<F>) {
+    let (l3, l4) = (work.packet.l3_offset as usize, work.packet.l4_offset as usize);
+    let end = (l3 + packet_len::<F>(&frame[l3..])).min(frame.len());
+    let before = frame[l4 + ICMP_LEN..end].to_vec();
+    translate_quote(&mut frame[..end], work);
+    let mut old = before;
+    let mut new = frame[l4 + ICMP_LEN..end].to_vec();
+    if old.len() % 2 == 1 {
+        old.push(0);
+        new.push(0);
+    }
+    let old_addresses = put_addresses(frame, l3, &work.rewrite);
+    let new_addresses = addresses_of(&work.rewrite);
+    if F::VERSION == 4 {
+        replace_checksum(frame, l3 + 10, &old_addresses, &new_addresses, false);
+    } else {
+        old.extend_from_slice(&old_addresses);
+        new.extend_from_slice(&new_addresses);
+    }
+    replace_checksum(frame, l4 + 2, &old, &new, false);
+    bounce(frame, &work.rewrite);
+}
+
+/// `frame` ends where the error ends.
+fn translate_quote<F: Family>(frame: &mut [u8], work: &Work<F>) {
+    let (l3, l4) = (work.quote.l3_offset as usize, work.quote.l4_offset as usize);
+    let mut old = put_addresses(frame, l3, &work.quoted);
+    let mut new = addresses_of(&work.quoted);
+    if F::VERSION == 4 {
+        replace_checksum(frame, l3 + 10, &old, &new, false);
+    }
+    old.extend_from_slice(&frame[l4..l4 + 4]);
+    new.extend_from_slice(&work.quoted.tuple.src_port.to_be_bytes());
+    new.extend_from_slice(&work.quoted.tuple.dst_port.to_be_bytes());
+    frame[l4..l4 + 4].copy_from_slice(&new[new.len() - 4..]);
+    let at = l4 + checksum_offset(work.quote.protocol);
+    let udp = work.quote.protocol == UDP;
+    if at + 2 <= frame.len() && !(udp && frame[at..at + 2] == [0, 0]) {
+        replace_checksum(frame, at, &old, &new, udp);
+    }
+}
+
+/// The length that the packet at the start of `bytes` states.
+fn packet_len<F: Family>(bytes: &[u8]) -> usize {
+    let field = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+    if F::VERSION == 4 { field(2) } else { field(4) + IPV6_LEN }
+}
+
+fn addresses_of<F: Family>(rewrite: &Rewrite<F>) -> Vec<u8> {
+    [bytemuck::bytes_of(&rewrite.tuple.src), bytemuck::bytes_of(&rewrite.tuple.dst)].concat()
+}
+
+/// Writes the addresses of `rewrite` into the network header at `l3`; returns those that were there.
+fn put_addresses<F: Family>(frame: &mut [u8], l3: usize, rewrite: &Rewrite<F>) -> Vec<u8> {
+    let at = l3 + if F::VERSION == 4 { 12 } else { 8 };
+    let new = addresses_of(rewrite);
+    let old = frame[at..at + new.len()].to_vec();
+    frame[at..at + new.len()].copy_from_slice(&new);
+    old
 }
 
 /// The port unreachable message that answers the frame: from the frontend to the client, back the way it came.
