@@ -2,11 +2,12 @@
 //! client, a pod or an operator can see from outside. Each test names the rules it shows as its kind.
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it.
-//! * `small`: a world of its own for each test of `flows`, `setup` and `fragments`.
+//! * `small`: a world of its own for each test of `flows`, `setup`, `fragments` and `icmp_errors`.
 //! * module `layouts` beside this one: other layouts of nodes.
 
 pub(super) mod flows;
 mod fragments;
+mod icmp_errors;
 pub(super) mod paths;
 mod plaza;
 pub(super) mod setup;
@@ -32,7 +33,9 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         let plaza = Arc::clone(&plaza);
         trials.push(trial(name, rules, move || plaza.run(async |stage: &Stage| test(stage).await)));
     }
-    for &(name, rules, test) in flows::TESTS.iter().chain(setup::TESTS).chain(fragments::OWN_TESTS) {
+    for &(name, rules, test) in
+        flows::TESTS.iter().chain(setup::TESTS).chain(fragments::OWN_TESTS).chain(icmp_errors::OWN_TESTS)
+    {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
     for &(name, rules, test) in super::layouts::TESTS {
