@@ -75,7 +75,7 @@ async fn restarts() -> Result<()> {
 }
 
 /// Calls until `ROW` results in a row are as wanted; the first of them within the limit.
-async fn settles(
+pub(super) async fn settles(
     stage: &Stage,
     from: &str,
     to: std::net::SocketAddr,

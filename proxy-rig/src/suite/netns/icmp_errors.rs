@@ -13,22 +13,25 @@ use futures::future::FutureExt;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 
 use super::{
-    flows::OwnTest,
+    flows::{OwnTest, settles},
     small::{self, NODE_2, NODE_PORT},
 };
 use crate::demo::stage::Stage;
 
-pub(super) const OWN_TESTS: &[OwnTest] =
-    &[("time_exceeded_towards_a_remote_backend", "icmp", || time_exceeded().boxed())];
+pub(super) const OWN_TESTS: &[OwnTest] = &[
+    ("time_exceeded_towards_a_remote_backend", "icmp", || time_exceeded().boxed()),
+    ("path_mtu_towards_a_remote_backend", "icmp", || path_mtu().boxed()),
+];
 
 const SECOND: Duration = Duration::from_secs(1);
+const MTU: usize = 1300;
 
 /// Node-2 without a backend of its own, so that all its calls go to node-1.
 async fn stage() -> Result<Stage> {
     let mut stage = small::start(&[]).await?;
     stage.cluster.remove_pod("web-2");
     stage.cluster.publish()?;
-    stage.ask_until("client", crate::call::Proto::Udp, NODE_2, SECOND, |result| result.pod() == Some("web-1")).await?;
+    settles(&stage, "client", NODE_2, |result| result.pod() == Some("web-1")).await?;
     Ok(stage)
 }
 
@@ -50,6 +53,29 @@ async fn time_exceeded() -> Result<()> {
             error_from(&socket)
         })??;
         ensure!(router == to.ip(), "{to}: time exceeded came from {router}");
+    }
+    Ok(())
+}
+
+async fn path_mtu() -> Result<()> {
+    let stage = stage().await?;
+    let [v4, v6] = stage.node("node-1")?.addresses();
+    let narrow = |cidr: &str, via: IpAddr| format!("route replace {cidr} via {via} mtu lock {MTU}");
+    stage.node("node-2")?.ip(&[narrow("10.244.1.0/24", v4), narrow("fd00:10:244:1::/64", v6)])?;
+    let client = &stage.peer("client")?.host;
+    for to in node_ports(&stage)? {
+        client.in_netns(|| {
+            let socket = udp_to(to)?;
+            let big = [b'x'; 1400];
+            socket.send(&big)?;
+            let router = error_from(&socket)?;
+            ensure!(router == to.ip(), "{to}: \"too big\" came from {router}");
+            // Now in fragments.
+            socket.send(&big)?;
+            let answer = socket.recv(&mut [0; 2000]).with_context(|| format!("{to}: the answer to fragments"))?;
+            ensure!(answer >= big.len(), "{to}: {answer} bytes");
+            Ok(())
+        })??;
     }
     Ok(())
 }
