@@ -8,6 +8,7 @@
 //! * [`demo`]: the objects of a running world, and the table of paths that `weir-rig demo` prints.
 //! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
 //! * [`scenario`]: scenario files, and the machines that play them; [`suite`]: the test suites.
+//! * [`fuzz`]: random packets through the model and the loaded programs.
 //! * [`verifier`]: what the kernel says of each program; [`vmguest`]: the init process of the other-kernel test.
 //! * [`apiserver`]: an in-process double of the Kubernetes API server.
 
@@ -16,6 +17,7 @@ pub mod bench;
 pub mod call;
 pub mod demo;
 pub mod echo;
+pub mod fuzz;
 pub mod scenario;
 pub mod suite;
 pub mod verifier;

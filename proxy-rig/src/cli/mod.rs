@@ -1,5 +1,6 @@
 //! Subcommands of `weir-rig`, one variant each; what they do lives in the library or in a file beside this one.
 
+mod fuzz;
 mod programs;
 mod scenario;
 mod world;
@@ -36,6 +37,8 @@ enum Command {
     Suite(SuiteArgs),
     /// Play scenario files and tell what happens to each packet, and why
     Scenario(scenario::ScenarioArgs),
+    /// Random packets through the model and the loaded programs, until they differ (root)
+    Fuzz(fuzz::FuzzArgs),
     /// Bring up a world, print it, keep it until Ctrl-C
     World(world::WorldArgs),
     /// Load the kernel programs and print what the verifier says of each (root)
@@ -86,6 +89,7 @@ impl Cli {
             Command::Bench(bench) => block_on(bench::run(bench)),
             Command::Suite(args) => suite::run(&args),
             Command::Scenario(args) => scenario::run(&args),
+            Command::Fuzz(args) => fuzz::run(&args),
             Command::World(args) => block_on(world::run(args)),
             Command::Programs => programs::run(),
             Command::VmGuest { scenarios } => match vmguest::run(scenarios.as_deref())? {},

@@ -137,7 +137,7 @@ fn reason_of(name: &str) -> Result<Reason> {
     Reason::ALL.iter().copied().find(|reason| reason.name() == name).with_context(|| format!("unknown reason {name:?}"))
 }
 
-pub(super) fn action_word(action: Action) -> &'static str {
+pub(crate) fn action_word(action: Action) -> &'static str {
     match action {
         Action::Pass => "pass",
         Action::Redirect => "redirect",

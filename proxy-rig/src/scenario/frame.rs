@@ -16,7 +16,7 @@ const ETH_P_8021Q: u16 = 0x8100;
 const FRAGMENT_HEADER: u8 = 44;
 
 /// The frame of a packet in words.
-pub(super) fn build(spec: &PacketSpec) -> Vec<u8> {
+pub(crate) fn build(spec: &PacketSpec) -> Vec<u8> {
     let mut frame = Vec::with_capacity(128 + spec.extras.payload_len);
     frame.extend_from_slice(&DST_MAC);
     frame.extend_from_slice(&SRC_MAC);
@@ -167,7 +167,7 @@ fn extension(header: u8, next: u8, extras: &Extras) -> Vec<u8> {
 }
 
 /// Addresses, ports and protocol of a frame, if it is an IP packet.
-pub(super) fn tuple_of(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
+pub(crate) fn tuple_of(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
     fn read<F: ParseFamily>(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr, Packet<F>)>
     where
         F::Addr: Into<IpAddr>,
@@ -208,12 +208,12 @@ pub(super) fn quoted_tuple(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)>
     tuple_of(&quote)
 }
 
-pub(super) fn ether_type(frame: &[u8]) -> Option<u16> {
+pub(crate) fn ether_type(frame: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]))
 }
 
 /// A frame in words, for traces and messages.
-pub(super) fn describe(frame: &[u8]) -> String {
+pub(crate) fn describe(frame: &[u8]) -> String {
     let Some((protocol, src, dst)) = tuple_of(frame) else {
         return match ether_type(frame) {
             Some(ether_type) => format!("{} bytes, EtherType {ether_type:#06x}", frame.len()),
@@ -251,7 +251,7 @@ pub(super) fn l4_offset(frame: &[u8]) -> Option<(usize, Fragment)> {
 }
 
 /// True if all checksums that can be judged are right: IPv4 header, and TCP, UDP or ICMP of an unfragmented packet.
-pub(super) fn checksums_are_right(frame: &[u8]) -> bool {
+pub(crate) fn checksums_are_right(frame: &[u8]) -> bool {
     if let Some(quote) = quote_of(frame)
         && (!checksums_are_right(&quote) || !quoted_header_is_right(&quote))
     {

@@ -39,9 +39,9 @@ const LRU: u32 = 8192;
 /// Room for an ICMP error in front of a packet.
 const GROWTH: usize = 128;
 // What a tc program returns.
-const TCX_NEXT: u32 = u32::MAX;
-const TC_ACT_SHOT: u32 = 2;
-const TC_ACT_REDIRECT: u32 = 7;
+pub(super) const TCX_NEXT: u32 = u32::MAX;
+pub(super) const TC_ACT_SHOT: u32 = 2;
+pub(super) const TC_ACT_REDIRECT: u32 = 7;
 /// Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h).
 const SKB_INGRESS_IFINDEX: usize = 36;
 const SKB_IFINDEX: usize = 40;
@@ -51,9 +51,9 @@ const CAME_IN_BY: u32 = 1;
 
 /// Must live on a thread of [`super::in_private_netns`].
 pub struct KernelMachine {
-    node: SimulatedNode,
-    control: Control<KernelMaps>,
-    ebpf: Ebpf,
+    pub(super) node: SimulatedNode,
+    pub(super) control: Control<KernelMaps>,
+    pub(super) ebpf: Ebpf,
     config: Config,
     /// Connected sockets of the node, open as long as the machine lives.
     _sockets: Vec<UdpSocket>,
@@ -75,7 +75,7 @@ impl KernelMachine {
     }
 
     /// One run of a hook: what it returned, and the packet afterwards.
-    fn test_run(&mut self, hop: &Hop, ifindex: u32) -> Result<(u32, Vec<u8>)> {
+    pub(super) fn test_run(&mut self, hop: &Hop, ifindex: u32) -> Result<(u32, Vec<u8>)> {
         let name = if hop.place.hook == Hook::Ingress { "tc_ingress" } else { "tc_egress" };
         let program: &SchedClassifier = self.ebpf.program(name).with_context(|| name)?.try_into()?;
         let ingress_ifindex = match (hop.place.hook, hop.place.own) {
@@ -98,13 +98,13 @@ impl KernelMachine {
         Ok((result.return_value, frame))
     }
 
-    fn verdict(&self) -> Result<VerdictRecord> {
+    pub(super) fn verdict(&self) -> Result<VerdictRecord> {
         let records: PerCpuArray<_, VerdictRecord> = self.map(names::VERDICT)?.try_into()?;
         let cpu = nix::sched::sched_getcpu().context("sched_getcpu")?;
         records.get(&0, 0)?.get(cpu).copied().context("no verdict record of this CPU")
     }
 
-    fn counters(&self) -> Result<[u64; REASON_SLOTS]> {
+    pub(super) fn counters(&self) -> Result<[u64; REASON_SLOTS]> {
         let per_cpu: PerCpuArray<_, u64> = self.map(names::COUNTERS)?.try_into()?;
         let mut counters = [0; REASON_SLOTS];
         for (reason, counter) in (0u32..).zip(&mut counters) {
@@ -113,8 +113,20 @@ impl KernelMachine {
         Ok(counters)
     }
 
-    fn map(&self, name: &str) -> Result<&Map> {
+    pub(super) fn map(&self, name: &str) -> Result<&Map> {
         self.ebpf.map(name).with_context(|| format!("no map {name}"))
+    }
+
+    /// The connection tables as they are now.
+    pub(super) fn read_all_flows(&self) -> Result<Flows> {
+        let flows = Flows {
+            v4: self.read_flows::<V4>(names::CONNTRACK_V4, names::SNAT_V4, names::FRAGS_V4)?,
+            v6: self.read_flows::<V6>(names::CONNTRACK_V6, names::SNAT_V6, names::FRAGS_V6)?,
+            ..Flows::default()
+        };
+        let affinity: HashMap<&MapData, _, _> = self.map(names::AFFINITY)?.try_into()?;
+        *flows.affinity.borrow_mut() = affinity.iter().collect::<Result<_, _>>()?;
+        Ok(flows)
     }
 
     fn read_flows<F: Family>(&self, conntrack: &str, snat: &str, frags: &str) -> Result<FlowsOf<F>>
@@ -156,7 +168,7 @@ fn load(config: &Config) -> Result<Ebpf> {
 }
 
 /// BPF_PROG_TEST_RUN wants the link header and, behind an IP EtherType, the whole network header (seen on Linux 6.18).
-fn shortest(frame: &[u8]) -> usize {
+pub(super) fn shortest(frame: &[u8]) -> usize {
     match ether_type(frame) {
         Some(V4::ETHERTYPE) => ETH_LEN + IPV4_MIN_LEN,
         Some(V6::ETHERTYPE) => ETH_LEN + IPV6_LEN,
@@ -233,13 +245,6 @@ impl Machine for KernelMachine {
     }
 
     fn flows(&mut self) -> Result<Option<String>> {
-        let flows = Flows {
-            v4: self.read_flows::<V4>(names::CONNTRACK_V4, names::SNAT_V4, names::FRAGS_V4)?,
-            v6: self.read_flows::<V6>(names::CONNTRACK_V6, names::SNAT_V6, names::FRAGS_V6)?,
-            ..Flows::default()
-        };
-        let affinity: HashMap<&MapData, _, _> = self.map(names::AFFINITY)?.try_into()?;
-        *flows.affinity.borrow_mut() = affinity.iter().collect::<Result<_, _>>()?;
-        Ok(Some(flows_text(&flows)))
+        Ok(Some(flows_text(&self.read_all_flows()?)))
     }
 }

@@ -28,9 +28,9 @@ use super::{
 
 pub struct ModelMachine {
     name: &'static str,
-    node: SimulatedNode,
-    control: Control<FakeMaps>,
-    flows: Flows,
+    pub(super) node: SimulatedNode,
+    pub(super) control: Control<FakeMaps>,
+    pub(super) flows: Flows,
     config: Config,
     /// Ids depend on which writes failed; the connection tables hold some.
     same_ids: bool,
@@ -53,7 +53,7 @@ impl ModelMachine {
         Ok(Self { name, node, control, flows: Flows::default(), config, same_ids })
     }
 
-    fn decide(&mut self, hop: &Hop) -> (Verdict, Vec<u8>) {
+    pub(super) fn decide(&mut self, hop: &Hop) -> (Verdict, Vec<u8>) {
         match ether_type(&hop.frame) {
             Some(V4::ETHERTYPE) => self.decide_family::<V4>(hop),
             Some(V6::ETHERTYPE) => self.decide_family::<V6>(hop),

@@ -51,7 +51,7 @@ impl SimulatedNode {
         })
     }
 
-    pub(super) fn spec(&self) -> &NodeSpec {
+    pub(crate) fn spec(&self) -> &NodeSpec {
         &self.spec
     }
 

@@ -14,41 +14,41 @@ const TCP_PSH: u8 = 0x08;
 
 /// A packet in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PacketSpec {
-    pub(super) protocol: u8,
-    pub(super) src: SocketAddr,
-    pub(super) dst: SocketAddr,
-    pub(super) tcp_flags: u8,
-    pub(super) extras: Extras,
+pub(crate) struct PacketSpec {
+    pub(crate) protocol: u8,
+    pub(crate) src: SocketAddr,
+    pub(crate) dst: SocketAddr,
+    pub(crate) tcp_flags: u8,
+    pub(crate) extras: Extras,
 }
 
 /// What makes a packet unusual.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Extras {
-    pub(super) payload_len: usize,
-    pub(super) ttl: u8,
+pub(crate) struct Extras {
+    pub(crate) payload_len: usize,
+    pub(crate) ttl: u8,
     /// UDP over IPv4 without a checksum.
-    pub(super) no_checksum: bool,
+    pub(crate) no_checksum: bool,
     /// Bytes of IPv4 options (a multiple of 4).
-    pub(super) ip_options: usize,
+    pub(crate) ip_options: usize,
     /// The IPv4 header length field, in words, if it is to be wrong.
-    pub(super) ihl: Option<u8>,
+    pub(crate) ihl: Option<u8>,
     /// IPv6 extension headers in order (protocol numbers).
-    pub(super) extension_headers: Vec<u8>,
-    pub(super) fragment: FragmentSpec,
+    pub(crate) extension_headers: Vec<u8>,
+    pub(crate) fragment: FragmentSpec,
     /// Of a fragment. IPv4 has the low 16 bits.
-    pub(super) datagram_id: u32,
+    pub(crate) datagram_id: u32,
     /// Type and code of an ICMP message; none: an echo request.
-    pub(super) icmp: Option<[u8; 2]>,
+    pub(crate) icmp: Option<[u8; 2]>,
     /// Instead of `payload_len` letters.
-    pub(super) payload: Option<Vec<u8>>,
-    pub(super) vlan: Option<u16>,
+    pub(crate) payload: Option<Vec<u8>>,
+    pub(crate) vlan: Option<u16>,
     /// The frame ends after this many bytes.
-    pub(super) cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FragmentSpec {
+pub(crate) enum FragmentSpec {
     Whole,
     First,
     Later,

@@ -15,13 +15,13 @@ const DEFAULT_NAMESPACE: &str = "default";
 
 /// Makes events from a scenario's steps; remembers the names that the objects share.
 #[derive(Default)]
-pub(super) struct ObjectReader {
+pub(crate) struct ObjectReader {
     names: Interner,
 }
 
 impl ObjectReader {
     /// The scenario's node as its source would report it, and the end of all first listings.
-    pub(super) fn node_events(&self, node: &NodeSpec) -> Result<Vec<Event>> {
+    pub(crate) fn node_events(&self, node: &NodeSpec) -> Result<Vec<Event>> {
         let addresses: Vec<Value> =
             node.addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
         let mut labels = serde_json::Map::new();
@@ -42,7 +42,7 @@ impl ObjectReader {
     }
 
     /// What the sources tell of a step's objects.
-    pub(super) fn step_events(&mut self, step: &Step) -> Result<Vec<Event>> {
+    pub(crate) fn step_events(&mut self, step: &Step) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         for object in &step.objects {
             self.object(object.clone(), &mut events)?;
@@ -57,7 +57,7 @@ impl ObjectReader {
         Ok(events)
     }
 
-    fn object(&mut self, mut object: Value, events: &mut Vec<Event>) -> Result<()> {
+    pub(crate) fn object(&mut self, mut object: Value, events: &mut Vec<Event>) -> Result<()> {
         let kind = object.get("kind").and_then(Value::as_str).context("an object without kind")?.to_owned();
         let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).context("metadata is missing")?;
         let namespace =
@@ -108,7 +108,7 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T> {
 }
 
 /// `Kind/name` or `Kind/namespace/name`.
-fn deletion(text: &str) -> Result<Event> {
+pub(crate) fn deletion(text: &str) -> Result<Event> {
     let parts: Vec<&str> = text.split('/').collect();
     let (kind, namespace, name) = match parts[..] {
         [kind, name] => (kind, DEFAULT_NAMESPACE, name),

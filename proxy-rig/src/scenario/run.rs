@@ -144,7 +144,7 @@ fn ensure_equal(hop: &Hop, first: &Outcome, outcome: &Outcome, name: &str) -> Re
     Err(anyhow!(text))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -179,7 +179,7 @@ fn check_maps(step: &Step, machines: &mut [Box<dyn Machine + '_>]) -> Result<()>
 }
 
 /// The lines that only one of the texts has.
-fn differences(expected: &str, got: &str) -> String {
+pub(super) fn differences(expected: &str, got: &str) -> String {
     let (left, right): (BTreeSet<&str>, BTreeSet<&str>) = (expected.lines().collect(), got.lines().collect());
     let mut text = String::new();
     for line in left.difference(&right) {

@@ -19,14 +19,14 @@ use proxy_common::{
 };
 
 /// The maps that packets write, of both families. They outlive every change of the objects.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Flows {
     pub(super) v4: FlowsOf<V4>,
     pub(super) v6: FlowsOf<V6>,
     pub(super) affinity: RefCell<BTreeMap<AffinityKey, AffinityValue>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct FlowsOf<F: Family> {
     pub(super) conntrack: RefCell<BTreeMap<FlowKey<F>, Flow<F>>>,
     pub(super) snat: RefCell<BTreeMap<FlowKey<F>, SnatEntry<F>>>,

@@ -2,6 +2,7 @@
 //! reads the closing line.
 
 mod agent;
+mod fuzz;
 mod kernel;
 mod layouts;
 mod model;
@@ -25,6 +26,8 @@ pub enum Suite {
     Model,
     /// The same through the loaded kernel programs (root)
     Kernel,
+    /// Random packets through the loaded kernel programs, for a minute (root)
+    Fuzz,
     /// Nodes, pods and clients with real sockets (root)
     Netns,
     /// The agent against the API server double (root)
@@ -46,6 +49,7 @@ pub fn run(args: &SuiteArgs) -> Result<ExitCode> {
     let tests = match args.suite {
         Suite::Model => model::tests()?,
         Suite::Kernel => kernel::tests()?,
+        Suite::Fuzz => fuzz::tests(),
         Suite::Netns => netns::tests()?,
         Suite::Agent => agent::tests()?,
     };
