@@ -46,6 +46,8 @@ enum Stage {
     Model,
     /// Scenarios through the loaded kernel programs (root)
     Kernel,
+    /// Random packets through the loaded kernel programs, for a minute (root)
+    Fuzz,
     /// Nodes, pods and clients with real sockets (root)
     Netns,
     /// The agent against the API server double (root)
@@ -126,6 +128,7 @@ fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) {
         Stage::Unit => ledger.stage("unit", unit_tests),
         Stage::Model => ledger.stage("model", || suite("model", Root::Direct)),
         Stage::Kernel => ledger.stage("kernel", || suite("kernel", root)),
+        Stage::Fuzz => ledger.stage("fuzz", || suite("fuzz", root)),
         Stage::Netns => ledger.stage("netns", || suite("netns", root)),
         Stage::Agent => ledger.stage("agent", || suite("agent", root)),
         Stage::Kernels => ledger.stage("kernels", || vmtest::stage().map(Some)),

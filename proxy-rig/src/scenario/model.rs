@@ -91,7 +91,10 @@ impl ModelMachine {
         let verdict = decide(&tables, &env, egress, &mut work);
         match verdict.action {
             Action::Drop => {}
-            Action::Reply => frame = rewrite::refuse(&frame, &work.packet),
+            Action::Reply => match rewrite::refuse(&frame, &work.packet) {
+                Some(refusal) => frame = refusal,
+                None => return (Verdict::drop(Reason::ReplyFailed), frame),
+            },
             Action::Pass | Action::Redirect => rewrite::apply(&mut frame, &work.packet, &work.rewrite),
         }
         (verdict, frame)

@@ -16,6 +16,8 @@ const REPLY_TTL: u8 = 64;
 /// How much of the refused packet's transport header goes back.
 const QUOTED_TCP: usize = 20;
 const QUOTED_OTHER: usize = 8;
+/// The longest part of a packet that a program can sum: 40 + 64 bytes of IPv6 headers and 20 of TCP.
+const MAX_QUOTE: usize = 124;
 
 /// Writes the tuple of `rewrite` into the frame and brings the checksums up to date.
 pub(super) fn apply<F: Family>(frame: &mut [u8], packet: &Packet<F>, rewrite: &Rewrite<F>) {
@@ -131,11 +133,16 @@ fn put_addresses<F: Family>(frame: &mut [u8], l3: usize, rewrite: &Rewrite<F>) -
     old
 }
 
-/// The port unreachable message that answers the frame: from the frontend to the client, back the way it came.
-pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Vec<u8> {
+/// The port unreachable message that answers the frame: from the frontend to the client, back the way it came. Nothing if
+/// the headers are too long to be quoted.
+pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Option<Vec<u8>> {
     let l3 = packet.l3_offset as usize;
     let quoted_l4 = if packet.protocol == TCP { QUOTED_TCP } else { QUOTED_OTHER };
-    let quote = &frame[l3..frame.len().min(packet.l4_offset as usize + quoted_l4)];
+    let end = packet.l4_offset as usize + quoted_l4;
+    if end - l3 > MAX_QUOTE {
+        return None;
+    }
+    let quote = &frame[l3..frame.len().min(end)];
     let mut reply = frame[..ETH_LEN].to_vec();
     swap_link_addresses(&mut reply);
     let src = bytemuck::bytes_of(&packet.tuple.dst);
@@ -168,7 +175,7 @@ pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Vec<u8> {
     };
     let check = checksum(pseudo, &reply[icmp..]);
     reply[icmp + 2..icmp + 4].copy_from_slice(&check.to_be_bytes());
-    reply
+    Some(reply)
 }
 
 #[cfg(test)]
@@ -239,7 +246,7 @@ mod tests {
             let frame = build(&text.parse::<PacketSpec>().unwrap());
             let mut packet = Packet::<V4>::EMPTY;
             parse_packet(&frame[..], ETH_LEN, &mut packet).unwrap();
-            let reply = refuse(&frame, &packet);
+            let reply = refuse(&frame, &packet).unwrap();
             assert_eq!(reply.len(), len, "{text}");
             assert!(checksums_are_right(&reply));
             assert_eq!((&reply[..6], &reply[6..12]), (&frame[6..12], &frame[..6]), "sent back on the link");
