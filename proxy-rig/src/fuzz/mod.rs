@@ -5,6 +5,7 @@
 //! A round (objects, packets, objects that change, time that passes) depends on the seed and its number alone. What differs
 //! is made small and written as a scenario file.
 
+pub mod entry;
 mod objects;
 mod packets;
 mod pair;

@@ -1,0 +1,7 @@
+//! `cargo fuzz run parser`: see proxy_rig::fuzz::entry.
+
+#![no_main]
+
+use proxy_rig::fuzz::entry;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| entry::parser(bytes));
