@@ -8,14 +8,14 @@ use serde::Serialize;
 
 use super::{
     stats::{self, Estimate},
-    wrk::Mode,
+    wrk::{Mode, Run},
 };
 
 /// Requests per second of two runs, one after the other.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Pair {
-    pub(super) straight: f64,
-    pub(super) service: f64,
+    pub(super) straight: Run,
+    pub(super) service: Run,
 }
 
 /// One line of the table, before it is evaluated.
@@ -36,23 +36,27 @@ struct Line<'a> {
     ratio: Estimate,
     goal: Option<f64>,
     met: Option<bool>,
+    /// Of all runs, both sides.
+    socket_errors: u64,
     pairs: &'a [Pair],
 }
 
 impl Figure {
     fn line(&self) -> Result<Line<'_>> {
-        let ratios: Vec<f64> = self.pairs.iter().map(|pair| pair.service / pair.straight).collect();
+        let ratios: Vec<f64> =
+            self.pairs.iter().map(|pair| pair.service.per_second / pair.straight.per_second).collect();
         let ratio = stats::estimate(&ratios).with_context(|| format!("{}: nothing was measured", self.name))?;
         let middle = |side: fn(&Pair) -> f64| stats::median(self.pairs.iter().map(side).collect()).unwrap_or_default();
         Ok(Line {
             name: self.name,
             mode: self.mode,
-            straight_per_second: middle(|pair| pair.straight),
-            service_per_second: middle(|pair| pair.service),
+            straight_per_second: middle(|pair| pair.straight.per_second),
+            service_per_second: middle(|pair| pair.service.per_second),
             ratio,
             goal: self.goal,
             // Reached by the interval, not only by the median.
             met: self.goal.map(|goal| ratio.high >= goal),
+            socket_errors: self.pairs.iter().map(|it| it.straight.socket_errors + it.service.socket_errors).sum(),
             pairs: &self.pairs,
         })
     }
@@ -83,6 +87,7 @@ fn table(lines: &[Line<'_>]) -> Table {
         "Service, 1/s",
         "ratio",
         "95 % interval",
+        "socket errors",
         "goal",
         "",
     ]);
@@ -102,6 +107,7 @@ fn table(lines: &[Line<'_>]) -> Table {
             Cell::new(format!("{:.0}", line.service_per_second)),
             Cell::new(format!("{:.3}", line.ratio.median)),
             Cell::new(format!("{:.3} to {:.3}", line.ratio.low, line.ratio.high)),
+            Cell::new(line.socket_errors),
             Cell::new(line.goal.map_or_else(String::new, |goal| format!("{goal:.2}"))),
             verdict,
         ]);
@@ -115,11 +121,12 @@ mod tests {
 
     #[test]
     fn a_goal_is_met_when_the_interval_reaches_it() {
+        let run = |per_second| Run { per_second, socket_errors: 0 };
         let figure = |rates: &[f64]| Figure {
             name: "x",
             mode: Mode::KeepAlive,
             goal: Some(0.95),
-            pairs: rates.iter().map(|rate| Pair { straight: 100.0, service: *rate }).collect(),
+            pairs: rates.iter().map(|rate| Pair { straight: run(100.0), service: run(*rate) }).collect(),
         };
         assert_eq!(figure(&[96.0; 11]).line().unwrap().met, Some(true));
         assert_eq!(figure(&[90.0; 11]).line().unwrap().met, Some(false));
