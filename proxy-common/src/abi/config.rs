@@ -9,7 +9,8 @@ pub const CONFIG_IPV6: u32 = 2;
 pub const CONFIG_CONNECT_PODS: u32 = 4;
 /// Connect hooks act on sockets in the node's own network namespace.
 pub const CONFIG_CONNECT_HOST: u32 = 8;
-/// Decide and record, but change no packet and no table (`weir explain`).
+/// Decide and record, but change no packet. The tables are written as ever, so this is not for a node in service; no command
+/// sets it.
 pub const CONFIG_DRY_RUN: u32 = 16;
 /// kube-proxy's masqueradeAll: SNAT also for pods of this node.
 pub const CONFIG_MASQUERADE_ALL: u32 = 32;
@@ -72,7 +73,7 @@ pub struct Switches {
     /// How many of each are used.
     pub service_cidrs_v4_len: u32,
     pub service_cidrs_v6_len: u32,
-    /// While the tables move to a new layout: a miss drops, the retransmission heals.
+    /// Reserved for a move of the tables to another layout. Always 0; no program reads it.
     pub migrating: u32,
     pub zero: u32,
 }

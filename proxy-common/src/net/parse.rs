@@ -235,7 +235,7 @@ impl ParseFamily for V6 {
     }
 }
 
-/// True for an ICMP or ICMPv6 message that reports an error (RFC 792, RFC 4443 section 2.1): never answered by another.
+/// True for the protocol numbers of ICMP and ICMPv6, whatever the message says.
 #[inline(always)]
 #[must_use]
 pub fn is_icmp(protocol: u8) -> bool {
