@@ -16,6 +16,8 @@ type Services<F> = HashMap<ServiceKey<F>, Service, { capacity::SERVICES }>;
 type Backends<F> = Array<Backend<F>, { capacity::BACKENDS }>;
 type Conntrack<F> = LruHashMap<FlowKey<F>, Flow<F>, { capacity::CONNTRACK }>;
 type Snat<F> = LruHashMap<FlowKey<F>, SnatEntry<F>, { capacity::SNAT }>;
+type NewFlows<F> = LruHashMap<FlowKey<F>, Flow<F>, { capacity::NEW_FLOWS }>;
+type NewSnat<F> = LruHashMap<FlowKey<F>, SnatEntry<F>, { capacity::NEW_SNAT }>;
 type Frags<F> = LruHashMap<FragKey<F>, FragEntry<F>, { capacity::FRAGS }>;
 type SrcRanges<F> = LpmTrie<SourceRangeKey<F>, u32, { capacity::SRC_RANGES }>;
 type SockRevnat<F> = LruHashMap<SockKey<F>, SockPeer<F>, { capacity::SOCK_REVNAT }>;
@@ -40,6 +42,14 @@ static CONNTRACK_V6: Conntrack<V6> = Conntrack::new();
 static SNAT_V4: Snat<V4> = Snat::new();
 #[btf_map]
 static SNAT_V6: Snat<V6> = Snat::new();
+#[btf_map]
+static NEW_FLOWS_V4: NewFlows<V4> = NewFlows::new();
+#[btf_map]
+static NEW_FLOWS_V6: NewFlows<V6> = NewFlows::new();
+#[btf_map]
+static NEW_SNAT_V4: NewSnat<V4> = NewSnat::new();
+#[btf_map]
+static NEW_SNAT_V6: NewSnat<V6> = NewSnat::new();
 #[btf_map]
 static FRAGS_V4: Frags<V4> = Frags::new();
 #[btf_map]
@@ -95,6 +105,8 @@ pub(crate) trait FamilyMaps: Family {
     fn backends() -> &'static Backends<Self>;
     fn conntrack() -> &'static Conntrack<Self>;
     fn snat() -> &'static Snat<Self>;
+    fn new_flows() -> &'static NewFlows<Self>;
+    fn new_snat() -> &'static NewSnat<Self>;
     fn frags() -> &'static Frags<Self>;
     fn src_ranges() -> &'static SrcRanges<Self>;
     fn sock_revnat() -> &'static SockRevnat<Self>;
@@ -102,8 +114,8 @@ pub(crate) trait FamilyMaps: Family {
 }
 
 macro_rules! family_maps {
-    ($family:ty: $addrs:ident $services:ident $backends:ident $conntrack:ident $snat:ident $frags:ident $ranges:ident
-        $sock:ident $scratch:ident) => {
+    ($family:ty: $addrs:ident $services:ident $backends:ident $conntrack:ident $snat:ident $new_flows:ident
+        $new_snat:ident $frags:ident $ranges:ident $sock:ident $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn addrs() -> &'static Addrs<Self::Addr> {
@@ -126,6 +138,14 @@ macro_rules! family_maps {
                 &$snat
             }
             #[inline(always)]
+            fn new_flows() -> &'static NewFlows<Self> {
+                &$new_flows
+            }
+            #[inline(always)]
+            fn new_snat() -> &'static NewSnat<Self> {
+                &$new_snat
+            }
+            #[inline(always)]
             fn frags() -> &'static Frags<Self> {
                 &$frags
             }
@@ -144,5 +164,7 @@ macro_rules! family_maps {
         }
     };
 }
-family_maps!(V4: ADDRS_V4 SERVICES_V4 BACKENDS_V4 CONNTRACK_V4 SNAT_V4 FRAGS_V4 SRC_RANGES_V4 SOCK_REVNAT_V4 SCRATCH_V4);
-family_maps!(V6: ADDRS_V6 SERVICES_V6 BACKENDS_V6 CONNTRACK_V6 SNAT_V6 FRAGS_V6 SRC_RANGES_V6 SOCK_REVNAT_V6 SCRATCH_V6);
+family_maps!(V4: ADDRS_V4 SERVICES_V4 BACKENDS_V4 CONNTRACK_V4 SNAT_V4 NEW_FLOWS_V4 NEW_SNAT_V4 FRAGS_V4
+    SRC_RANGES_V4 SOCK_REVNAT_V4 SCRATCH_V4);
+family_maps!(V6: ADDRS_V6 SERVICES_V6 BACKENDS_V6 CONNTRACK_V6 SNAT_V6 NEW_FLOWS_V6 NEW_SNAT_V6 FRAGS_V6
+    SRC_RANGES_V6 SOCK_REVNAT_V6 SCRATCH_V6);

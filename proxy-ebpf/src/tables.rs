@@ -108,7 +108,7 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
 
     #[inline(always)]
     fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R> {
-        let flow = F::conntrack().get_ptr_mut(key)?;
+        let flow = F::conntrack().get_ptr_mut(key).or_else(|| F::new_flows().get_ptr_mut(key))?;
         // SAFETY: the element stays mapped while the program runs. Another CPU may write it or reuse it: each field is a
         // plain word, and readers compare `check`.
         Some(read(unsafe { &mut *flow }))
@@ -116,19 +116,51 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
 
     #[inline(always)]
     fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull> {
-        F::conntrack().insert(key, flow, flags(insert)).map_err(|_| TableFull)
+        if insert == Insert::Any && self.flow(key, |there| *there = *flow).is_some() {
+            return Ok(());
+        }
+        if insert == Insert::New && F::conntrack().get_ptr_mut(key).is_some() {
+            return Err(TableFull);
+        }
+        F::new_flows().insert(key, flow, flags(insert)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn settle_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) {
+        if let Some(there) = F::conntrack().get_ptr_mut(key) {
+            // SAFETY: as in `flow`.
+            unsafe { *there = *flow };
+        } else if F::conntrack().insert(key, flow, flags(Insert::Any)).is_ok() {
+            let _ = F::new_flows().remove(key);
+        }
     }
 
     #[inline(always)]
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R> {
-        let entry = F::snat().get_ptr_mut(key)?;
+        let entry = F::snat().get_ptr_mut(key).or_else(|| F::new_snat().get_ptr_mut(key))?;
         // SAFETY: as in `flow`.
         Some(read(unsafe { &mut *entry }))
     }
 
     #[inline(always)]
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
-        F::snat().insert(key, entry, flags(insert)).map_err(|_| TableFull)
+        if insert == Insert::Any && self.snat(key, |there| *there = *entry).is_some() {
+            return Ok(());
+        }
+        if insert == Insert::New && F::snat().get_ptr_mut(key).is_some() {
+            return Err(TableFull);
+        }
+        F::new_snat().insert(key, entry, flags(insert)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) {
+        if let Some(there) = F::snat().get_ptr_mut(key) {
+            // SAFETY: as in `flow`.
+            unsafe { *there = *entry };
+        } else if F::snat().insert(key, entry, flags(Insert::Any)).is_ok() {
+            let _ = F::new_snat().remove(key);
+        }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use aya::Pod;
 use ipnet::IpNet;
 use proxy_common::{
-    abi::{FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState, SnatEntry, names},
+    abi::{FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, SnatEntry, names},
     net::{Address, V4, V6},
 };
 use serde::Serialize;
@@ -107,20 +107,24 @@ impl FlowFilter {
     }
 }
 
-/// Entries of CONNTRACK, least idle first.
+/// Entries of CONNTRACK and NEW_FLOWS, least idle first.
 pub(super) fn flows(pins: &Pins, filter: &FlowFilter) -> Result<Vec<FlowRow>, TableError> {
     let names = PortNames::read(pins)?;
     let mut rows = flows_of::<V4>(pins, names::CONNTRACK_V4, &names)?;
     rows.extend(flows_of::<V6>(pins, names::CONNTRACK_V6, &names)?);
+    rows.extend(flows_of::<V4>(pins, names::NEW_FLOWS_V4, &names)?);
+    rows.extend(flows_of::<V6>(pins, names::NEW_FLOWS_V6, &names)?);
     rows.retain(|row| (filter.all || row.kind == "forward") && filter.admits(&row.addresses));
     rows.sort_by(|a, b| (a.idle_s, &a.from, &a.to).cmp(&(b.idle_s, &b.from, &b.to)));
     Ok(rows)
 }
 
-/// Entries of SNAT, least idle first.
+/// Entries of SNAT and NEW_SNAT, least idle first.
 pub(super) fn snat(pins: &Pins, filter: &FlowFilter) -> Result<Vec<SnatRow>, TableError> {
     let mut rows = snat_of::<V4>(pins, names::SNAT_V4)?;
     rows.extend(snat_of::<V6>(pins, names::SNAT_V6)?);
+    rows.extend(snat_of::<V4>(pins, names::NEW_SNAT_V4)?);
+    rows.extend(snat_of::<V6>(pins, names::NEW_SNAT_V6)?);
     rows.retain(|row| filter.admits(&row.addresses));
     rows.sort_by(|a, b| (a.idle_s, &a.source).cmp(&(b.idle_s, &b.source)));
     Ok(rows)
@@ -157,7 +161,7 @@ where
         backend: socket(F::to_ip(flow.backend), flow.backend_port),
         source: (flow.source != F::Addr::ZERO).then(|| socket(F::to_ip(flow.source), flow.source_port)),
         state: state(flow.state),
-        flags: [(FLOW_SNAT, "snat"), (FLOW_HAIRPIN, "hairpin"), (FLOW_OWN, "own")]
+        flags: [(FLOW_SNAT, "snat"), (FLOW_HAIRPIN, "hairpin"), (FLOW_OWN, "own"), (FLOW_UNCONFIRMED, "unconfirmed")]
             .into_iter()
             .filter_map(|(bit, name)| (flow.flags & bit != 0).then_some(name))
             .collect(),

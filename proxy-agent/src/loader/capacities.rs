@@ -27,6 +27,12 @@ pub struct Capacities {
     /// Flows whose source address is translated.
     #[arg(long = "snat-max", default_value_t = capacity::SNAT as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub snat: u32,
+    /// Flows whose client has not answered yet: two or three entries each. A flood of SYNs fills this table alone.
+    #[arg(long = "new-flows-max", default_value_t = capacity::NEW_FLOWS as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub new_flows: u32,
+    /// The same, of flows whose source address is translated.
+    #[arg(long = "new-snat-max", default_value_t = capacity::NEW_SNAT as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub new_snat: u32,
     /// Datagrams in fragments.
     #[arg(long = "frags-max", default_value_t = capacity::FRAGS as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub frags: u32,
@@ -57,6 +63,8 @@ impl Default for Capacities {
             backends: capacity::BACKENDS as u32,
             conntrack: capacity::CONNTRACK as u32,
             snat: capacity::SNAT as u32,
+            new_flows: capacity::NEW_FLOWS as u32,
+            new_snat: capacity::NEW_SNAT as u32,
             frags: capacity::FRAGS as u32,
             affinity: capacity::AFFINITY as u32,
             source_ranges: capacity::SRC_RANGES as u32,
@@ -78,6 +86,8 @@ impl Capacities {
             names::BACKENDS_V4 | names::BACKENDS_V6 => self.backends,
             names::CONNTRACK_V4 | names::CONNTRACK_V6 => self.conntrack,
             names::SNAT_V4 | names::SNAT_V6 => self.snat,
+            names::NEW_FLOWS_V4 | names::NEW_FLOWS_V6 => self.new_flows,
+            names::NEW_SNAT_V4 | names::NEW_SNAT_V6 => self.new_snat,
             names::FRAGS_V4 | names::FRAGS_V6 => self.frags,
             names::AFFINITY => self.affinity,
             names::SRC_RANGES_V4 | names::SRC_RANGES_V6 => self.source_ranges,

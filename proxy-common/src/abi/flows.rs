@@ -1,5 +1,7 @@
 //! CONNTRACK_V4, CONNTRACK_V6: the tuple of a packet, as it stands at the hook, -> what must be done with it.
 //! SNAT_V4, SNAT_V6: the tuple of a reply to one of our source ports -> the client.
+//! NEW_FLOWS_V4, NEW_FLOWS_V6, NEW_SNAT_V4, NEW_SNAT_V6: the same for flows of which only one side was heard. A flood of SYNs
+//! fills these tables and evicts no established flow.
 //!
 //! A flow has one [`FlowKind::Forward`] entry (client -> frontend), one [`FlowKind::Reply`] entry (backend -> client) and, if
 //! the source is translated on the way out, one [`FlowKind::Source`] entry (client -> backend) with its SNAT entry.
@@ -49,6 +51,8 @@ pub const FLOW_SNAT: u8 = 1;
 pub const FLOW_HAIRPIN: u8 = 2;
 /// The client is a socket of this node: translated at egress, reversed at ingress.
 pub const FLOW_OWN: u8 = 4;
+/// Only one side was heard yet, or the client has not answered the backend: a spoofed client never does.
+pub const FLOW_UNCONFIRMED: u8 = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +65,7 @@ pub struct Flow<F: Family> {
     pub backend_port: u16,
     /// The source port that the backend sees; 0 while it is not chosen yet.
     pub source_port: u16,
+    /// The client's own; in the forward half of a hairpin flow, as the stack sees it.
     pub client_port: u16,
     pub backend_id: u32,
     /// The backend's generation at selection.

@@ -23,7 +23,7 @@ pub use config::{
     CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_MASQUERADE_ALL, Cidr,
     Config, MAX_SERVICE_CIDRS, ServiceCidrs, Switches,
 };
-pub use flows::{FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState, SnatEntry};
+pub use flows::{FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, SnatEntry};
 pub use fragments::{FragEntry, FragKey};
 pub use ifaces::{Iface, IfaceRole};
 pub use reasons::{Action, REASON_SLOTS, Reason, VerdictRecord};
@@ -51,6 +51,10 @@ pub mod names {
     pub const CONNTRACK_V6: &str = "CONNTRACK_V6";
     pub const SNAT_V4: &str = "SNAT_V4";
     pub const SNAT_V6: &str = "SNAT_V6";
+    pub const NEW_FLOWS_V4: &str = "NEW_FLOWS_V4";
+    pub const NEW_FLOWS_V6: &str = "NEW_FLOWS_V6";
+    pub const NEW_SNAT_V4: &str = "NEW_SNAT_V4";
+    pub const NEW_SNAT_V6: &str = "NEW_SNAT_V6";
     pub const FRAGS_V4: &str = "FRAGS_V4";
     pub const FRAGS_V6: &str = "FRAGS_V6";
     pub const AFFINITY: &str = "AFFINITY";
@@ -67,7 +71,7 @@ pub mod names {
     pub const SCRATCH_V6: &str = "SCRATCH_V6";
 
     /// Every map that is pinned, i.e. outlives the agent.
-    pub const PINNED: [&str; 24] = [
+    pub const PINNED: [&str; 28] = [
         ADDRS_V4,
         ADDRS_V6,
         SERVICES_V4,
@@ -80,6 +84,10 @@ pub mod names {
         CONNTRACK_V6,
         SNAT_V4,
         SNAT_V6,
+        NEW_FLOWS_V4,
+        NEW_FLOWS_V6,
+        NEW_SNAT_V4,
+        NEW_SNAT_V6,
         FRAGS_V4,
         FRAGS_V6,
         AFFINITY,
@@ -104,6 +112,8 @@ pub mod capacity {
     pub const BACKENDS: usize = 262_144;
     pub const CONNTRACK: usize = 262_144;
     pub const SNAT: usize = 131_072;
+    pub const NEW_FLOWS: usize = 65_536;
+    pub const NEW_SNAT: usize = 32_768;
     pub const FRAGS: usize = 8_192;
     pub const AFFINITY: usize = 65_536;
     pub const SRC_RANGES: usize = 16_384;

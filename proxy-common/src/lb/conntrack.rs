@@ -2,7 +2,9 @@
 
 use super::snat::{SnatOwner, keep_snat};
 use super::tables::{Insert, Tables};
-use crate::abi::{BackendState, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState};
+use crate::abi::{
+    BackendState, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState,
+};
 use crate::net::{Address, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// A flow's other half is looked after at most once in this time.
@@ -36,6 +38,12 @@ pub fn next_state(state: FlowState, tcp: u8, side: Side) -> FlowState {
         (None | New, Side::Backend) => Established,
         (state, _) => state,
     }
+}
+
+/// True if both sides were heard. With the client's next packet the flow is confirmed.
+#[inline(always)]
+pub(super) fn is_answered(state: FlowState) -> bool {
+    matches!(state, FlowState::Established | FlowState::FinFromClient | FlowState::FinFromBackend)
 }
 
 /// What CONNTRACK says of a packet addressed to us.
@@ -74,7 +82,8 @@ pub(super) fn lookup_conntrack<F: Family, T: Tables<F>>(
                 if !matches!(flow.state, FlowState::Closed) && flow.last_seen_s != now_s {
                     flow.last_seen_s = now_s;
                 }
-                let due = now_s.wrapping_sub(flow.healed_s) >= HEAL_INTERVAL_S;
+                let confirms = flow.flags & FLOW_UNCONFIRMED != 0 && is_answered(flow.state);
+                let due = confirms || now_s.wrapping_sub(flow.healed_s) >= HEAL_INTERVAL_S;
                 if due {
                     flow.healed_s = now_s;
                 }
@@ -124,16 +133,22 @@ pub(super) fn reply_key<F: Family>(flow: &Flow<F>, client: F::Addr, port: u16, p
     FlowKey::<F>::new(flow.backend, flow.backend_port, client, port, protocol)
 }
 
-/// The client's port as the stack sees it: the client's own, unless another flow had the tuple. (A hairpin flow keeps its
-/// SNAT port in `source_port`.)
+/// The client's port as the stack sees it: the client's own, unless another flow had the tuple. (A hairpin flow has its SNAT port
+/// in `source_port`; its forward half keeps the other in `client_port`.)
 #[inline(always)]
 pub(super) fn stack_port<F: Family>(flow: &Flow<F>) -> u16 {
     if flow.source_port != 0 && flow.flags & FLOW_HAIRPIN == 0 { flow.source_port } else { flow.client_port }
 }
 
-/// Makes the other half anew if it was evicted; looking at it also keeps it from being the next to go.
+/// Makes the other half anew if it was evicted; looking at it also keeps it from being the next to go. The client's answer to
+/// the backend takes both halves over into CONNTRACK.
 #[inline(always)]
 pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &mut Flow<F>, packet: &Packet<F>) {
+    let answered = is_answered(flow.state);
+    if answered && flow.flags & FLOW_UNCONFIRMED != 0 {
+        flow.flags &= !FLOW_UNCONFIRMED;
+        tables.settle_flow(key, flow);
+    }
     let port = stack_port(flow);
     let reply = reply_key(flow, key.src, port, key.protocol);
     let check = reply.check();
@@ -144,11 +159,19 @@ pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: 
         if there_is {
             there.last_seen_s = seen_s;
         }
-        there_is
+        let own = there.client_port == key.src_port
+            && there.frontend_port == flow.frontend_port
+            && there.frontend == flow.frontend;
+        there_is && !(own && answered && there.flags & FLOW_UNCONFIRMED != 0)
     });
     if there != Some(true) {
         flow.kind = FlowKind::Reply;
-        let _ = tables.put_flow(&reply, flow, Insert::Any);
+        flow.client_port = key.src_port;
+        if answered {
+            tables.settle_flow(&reply, flow);
+        } else {
+            let _ = tables.put_flow(&reply, flow, Insert::Any);
+        }
     }
     if flow.flags & FLOW_HAIRPIN != 0 {
         let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, key.protocol);
@@ -159,6 +182,8 @@ pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: 
         let source = FlowKey::<F>::new(key.src, port, flow.backend, flow.backend_port, key.protocol);
         let check = source.check();
         if tables.flow(&source, |there| there.check == check && !matches!(there.kind, FlowKind::None)) != Some(true) {
+            // Confirmed at egress, once its SNAT entry is.
+            flow.flags |= FLOW_UNCONFIRMED;
             flow.kind = FlowKind::Source;
             flow.check = check;
             flow.source = F::Addr::ZERO;
@@ -211,7 +236,7 @@ fn note_datagram<F: Family, T: Tables<F>>(tables: &T, reply: &Flow<F>, key: &Flo
     if idle_s > tables.config().udp_timeout_s {
         return false;
     }
-    if idle_s >= HEAL_INTERVAL_S {
+    if idle_s >= HEAL_INTERVAL_S || reply.flags & FLOW_UNCONFIRMED != 0 {
         let check = key.check();
         tables.flow(key, |half| {
             if half.check == check {
@@ -224,6 +249,7 @@ fn note_datagram<F: Family, T: Tables<F>>(tables: &T, reply: &Flow<F>, key: &Flo
             if forward.check == check && forward.backend == reply.backend && forward.backend_port == reply.backend_port
             {
                 forward.last_seen_s = now_s;
+                forward.state = next_state(forward.state, 0, Side::Backend);
             }
         });
     }

@@ -7,11 +7,14 @@
 use super::conntrack::{HEAL_INTERVAL_S, Known, forget_half, heal, is_foreign_syn, lookup_conntrack, note_reply};
 use super::fragments::{follow_fragment, remember_fragment};
 use super::new_flow::{forward, new_flow};
-use super::snat::{NodeAddress, SnatOwner, SnatRequest, is_our_port, keep_snat, lookup_snat, node_address, plan_snat};
+use super::snat::{
+    Kept, NodeAddress, SnatOwner, SnatRequest, is_our_port, keep_snat, lookup_snat, node_address, plan_snat,
+};
 use super::tables::Tables;
 use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{
-    ADDR_NODE, Action, FLOW_HAIRPIN, FLOW_OWN, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SnatEntry,
+    ADDR_NODE, Action, FLOW_HAIRPIN, FLOW_OWN, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason,
+    SnatEntry,
 };
 use crate::net::{Family, Fragment, Packet, ParseFamily, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -220,20 +223,27 @@ fn still_ours<F: TranslatedFamily, T: Tables<F>>(
     tables: &T,
     packet: &Packet<F>,
     key: &FlowKey<F>,
-    flow: &Flow<F>,
+    flow: &mut Flow<F>,
     now_s: u32,
 ) -> bool {
+    let unconfirmed = flow.flags & FLOW_UNCONFIRMED != 0;
     let due = now_s.wrapping_sub(flow.healed_s) >= HEAL_INTERVAL_S;
-    if !due && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
+    if !due && !unconfirmed && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
         return true;
     }
     if due {
-        tables.flow(key, |flow| flow.healed_s = now_s);
+        flow.healed_s = now_s;
+        tables.flow(key, |there| there.healed_s = now_s);
     }
     let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, packet.protocol);
     let owner =
         SnatOwner { client: packet.tuple.src, client_port: packet.tuple.src_port, flags: flow.flags & FLOW_OWN };
-    keep_snat(tables, &snat, &owner, packet.tcp_flags, now_s)
+    let kept = keep_snat(tables, &snat, &owner, packet.tcp_flags, now_s);
+    if unconfirmed && kept == Kept::Confirmed {
+        flow.flags &= !FLOW_UNCONFIRMED;
+        tables.settle_flow(key, flow);
+    }
+    kept != Kept::Lost
 }
 
 /// At egress: a packet that belongs to no flow. If a masquerade rule or a socket of the node chose one of our source ports, the

@@ -8,8 +8,8 @@ use super::tables::{Insert, Tables};
 use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{
     ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, Action, BACKEND_DIRECT, CONFIG_MASQUERADE_ALL, EmptySet, FLOW_HAIRPIN,
-    FLOW_OWN, FLOW_SNAT, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason, SERVICE_SOURCE_RANGES, Service,
-    ServiceKey,
+    FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason,
+    SERVICE_SOURCE_RANGES, Service, ServiceKey,
 };
 use crate::net::{Address, Family, Packet};
 
@@ -100,7 +100,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         last_seen_s: now_s,
         healed_s: now_s,
         state: FlowState::New,
-        flags,
+        flags: flags | FLOW_UNCONFIRMED,
         ..Flow::EMPTY
     };
     match remember(tables, env, work) {
@@ -146,6 +146,7 @@ fn remember<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut
             return Err(Reason::SnatPortsBusy);
         }
         flow.source = node;
+        flow.client_port = port;
     } else if flow.flags & FLOW_SNAT != 0 {
         *other = FlowKey::new(packet.tuple.src, port, flow.backend, flow.backend_port, packet.protocol);
         let kept = flow.source_port;

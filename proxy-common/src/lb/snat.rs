@@ -1,10 +1,10 @@
 //! Source ports on the way to other nodes: choice, reuse, reversal.
 
 use super::tables::{Insert, Step, Tables};
-use crate::abi::{Config, Flow, FlowKey, FlowState, SnatEntry};
+use crate::abi::{Config, FLOW_UNCONFIRMED, Flow, FlowKey, FlowState, SnatEntry};
 use crate::net::{Address, Family, Packet, TCP, TCP_ACK, TCP_SYN};
 
-use super::conntrack::{Side, next_state};
+use super::conntrack::{Side, is_answered, next_state};
 
 /// Ports tried for one flow.
 pub const SNAT_WINDOW: u32 = 64;
@@ -139,7 +139,7 @@ impl<F: Family> Search<F> {
             client: self.client,
             client_port: self.client_port,
             state: FlowState::New,
-            flags: self.flags,
+            flags: self.flags | FLOW_UNCONFIRMED,
             last_seen_s: self.now_s,
             check: self.key.check(),
         };
@@ -168,7 +168,7 @@ fn probe<F: Family, T: Tables<F>>(tables: &T, search: &Search<F>, config: &Confi
         if there.client == search.client && there.client_port == search.client_port {
             there.state = FlowState::New;
             there.last_seen_s = search.now_s;
-            there.flags = search.flags;
+            there.flags = search.flags | there.flags & FLOW_UNCONFIRMED;
             return Slot::Ours;
         }
         let tcp = search.key.protocol == TCP;
@@ -212,7 +212,17 @@ pub(super) struct SnatOwner<F: Family> {
     pub flags: u8,
 }
 
-/// Tells the SNAT entry of a packet from the client, and makes it anew if it was evicted. False if the port is another's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// The port is another's.
+    Lost,
+    /// The backend was not heard yet.
+    Unconfirmed,
+    Confirmed,
+}
+
+/// Tells the SNAT entry of a packet from the client, and makes it anew if it was evicted. If the backend was heard before, the
+/// entry is taken over into SNAT.
 #[inline(always)]
 pub(super) fn keep_snat<F: Family, T: Tables<F>>(
     tables: &T,
@@ -220,32 +230,42 @@ pub(super) fn keep_snat<F: Family, T: Tables<F>>(
     owner: &SnatOwner<F>,
     tcp_flags: u8,
     now_s: u32,
-) -> bool {
+) -> Kept {
     let check = key.check();
     let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    let mine = tables.snat(key, |entry| {
-        let mine = entry.check == check && entry.client == owner.client && entry.client_port == owner.client_port;
-        if mine {
-            if opens && matches!(entry.state, FlowState::Closed) {
-                entry.state = FlowState::None;
-            }
-            note(entry, tcp_flags, Side::Client, now_s);
+    let kept = tables.snat(key, |entry| {
+        if entry.check != check || entry.client != owner.client || entry.client_port != owner.client_port {
+            return Err(Kept::Lost);
         }
-        mine
+        if opens && matches!(entry.state, FlowState::Closed) {
+            entry.state = FlowState::None;
+        }
+        note(entry, tcp_flags, Side::Client, now_s);
+        match entry.flags & FLOW_UNCONFIRMED {
+            0 => Err(Kept::Confirmed),
+            _ if !is_answered(entry.state) => Err(Kept::Unconfirmed),
+            _ => Ok(*entry),
+        }
     });
-    if let Some(mine) = mine {
-        return mine;
+    match kept {
+        Some(Ok(mut entry)) => {
+            entry.flags &= !FLOW_UNCONFIRMED;
+            tables.settle_snat(key, &entry);
+            return Kept::Confirmed;
+        }
+        Some(Err(kept)) => return kept,
+        None => {}
     }
     let before = if opens { FlowState::None } else { FlowState::Established };
     let entry = SnatEntry {
         client: owner.client,
         client_port: owner.client_port,
         state: next_state(before, tcp_flags, Side::Client),
-        flags: owner.flags,
+        flags: owner.flags | FLOW_UNCONFIRMED,
         last_seen_s: now_s,
         check,
     };
-    tables.put_snat(key, &entry, Insert::New).is_ok()
+    if tables.put_snat(key, &entry, Insert::New).is_ok() { Kept::Unconfirmed } else { Kept::Lost }
 }
 
 #[inline(always)]

@@ -41,10 +41,17 @@ pub trait Tables<F: Family> {
     fn source_allowed(&self, service: u32, client: &F::Addr) -> bool;
     fn iface(&self, ifindex: u32) -> Option<Iface>;
 
+    // Flows are in two tables: CONNTRACK holds those whose client has answered, NEW_FLOWS the others. A key is in one of them;
+    // an element of CONNTRACK is used again in place. SNAT and NEW_SNAT likewise.
+    /// From either table.
     fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R>;
+    /// Into the key's own element if it has one in either table, else into NEW_FLOWS.
     fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull>;
+    /// Into CONNTRACK, for good.
+    fn settle_flow(&self, key: &FlowKey<F>, flow: &Flow<F>);
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R>;
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull>;
+    fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>);
     fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R>;
     fn put_frag(&self, key: &FragKey<F>, entry: &FragEntry<F>) -> Result<(), TableFull>;
     fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R>;

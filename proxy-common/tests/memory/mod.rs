@@ -83,7 +83,9 @@ pub(crate) struct Memory<F: Family> {
     pub(crate) backends: Vec<Backend<F>>,
     pub(crate) ifaces: HashMap<u32, Iface>,
     pub(crate) flows: Map<FlowKey<F>, Flow<F>>,
+    pub(crate) new_flows: Map<FlowKey<F>, Flow<F>>,
     pub(crate) snats: Map<FlowKey<F>, SnatEntry<F>>,
+    pub(crate) new_snats: Map<FlowKey<F>, SnatEntry<F>>,
     pub(crate) frags: Map<FragKey<F>, FragEntry<F>>,
     pub(crate) affinities: Map<AffinityKey, AffinityValue>,
     pub(crate) socks: Map<SockKey<F>, SockPeer<F>>,
@@ -107,7 +109,9 @@ impl<F: TestFamily> Memory<F> {
             backends: vec![backend(F::node(), 0, 0)],
             ifaces: HashMap::from([(POD, iface(IfaceRole::Pod)), (UPLINK, iface(IfaceRole::Uplink))]),
             flows: Map::default(),
+            new_flows: Map::default(),
             snats: Map::default(),
+            new_snats: Map::default(),
             frags: Map::default(),
             affinities: Map::default(),
             socks: Map::default(),
@@ -191,16 +195,24 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
         self.ifaces.get(&ifindex).copied()
     }
     fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R> {
-        self.flows.borrow_mut().get_mut(key).map(read)
+        find(&self.flows, &self.new_flows, key, read)
     }
     fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull> {
-        put(&self.flows, self.capacity, key, flow, insert)
+        put_new(&self.flows, &self.new_flows, self.capacity, key, flow, insert)
+    }
+    fn settle_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) {
+        self.new_flows.borrow_mut().remove(key);
+        self.flows.borrow_mut().insert(*key, *flow);
     }
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R> {
-        self.snats.borrow_mut().get_mut(key).map(read)
+        find(&self.snats, &self.new_snats, key, read)
     }
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
-        put(&self.snats, self.capacity, key, entry, insert)
+        put_new(&self.snats, &self.new_snats, self.capacity, key, entry, insert)
+    }
+    fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) {
+        self.new_snats.borrow_mut().remove(key);
+        self.snats.borrow_mut().insert(*key, *entry);
     }
     fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R> {
         self.frags.borrow().get(key).map(read)
@@ -231,6 +243,30 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
 /// The interface that leads to an address of the small node's world.
 pub(crate) fn link_to<F: TestFamily>(addr: &F::Addr) -> u32 {
     if (1..=30).any(|number| F::pod(number) == *addr) { POD } else { UPLINK }
+}
+
+fn find<K: Eq + std::hash::Hash, V, R>(
+    settled: &Map<K, V>,
+    new: &Map<K, V>,
+    key: &K,
+    read: impl FnOnce(&mut V) -> R,
+) -> Option<R> {
+    match settled.borrow_mut().get_mut(key) {
+        Some(value) => Some(read(value)),
+        None => new.borrow_mut().get_mut(key).map(read),
+    }
+}
+
+fn put_new<K: Eq + std::hash::Hash + Copy, V: Copy>(
+    settled: &Map<K, V>,
+    new: &Map<K, V>,
+    capacity: usize,
+    key: &K,
+    value: &V,
+    insert: Insert,
+) -> Result<(), TableFull> {
+    let map = if settled.borrow().contains_key(key) { settled } else { new };
+    put(map, capacity, key, value, insert)
 }
 
 fn put<K: Eq + std::hash::Hash + Copy, V: Copy>(

@@ -21,10 +21,13 @@ pub(super) fn flows_text(flows: &Flows) -> String {
 }
 
 fn family_text<F: Family>(flows: &FlowsOf<F>, text: &mut String) {
-    for (key, flow) in flows.conntrack.borrow().iter() {
+    let settled = flows.conntrack.borrow();
+    let new = flows.new_flows.borrow();
+    let all = settled.iter().map(|entry| ("", entry)).chain(new.iter().map(|entry| ("new: ", entry)));
+    for (table, (key, flow)) in all {
         let _ = writeln!(
             text,
-            "{:?} {} {}:{} > {}:{}: {:?} client port {} frontend {}:{} backend {}:{} ({}, generation {}) source {}:{} \
+            "{table}{:?} {} {}:{} > {}:{}: {:?} client port {} frontend {}:{} backend {}:{} ({}, generation {}) source {}:{} \
              interface {} seen {} healed {} flags {:#x} check {:08x}",
             flow.kind,
             key.protocol,
@@ -49,10 +52,13 @@ fn family_text<F: Family>(flows: &FlowsOf<F>, text: &mut String) {
             flow.check,
         );
     }
-    for (key, entry) in flows.snat.borrow().iter() {
+    let settled = flows.snat.borrow();
+    let new = flows.new_snat.borrow();
+    let all = settled.iter().map(|entry| ("", entry)).chain(new.iter().map(|entry| ("new: ", entry)));
+    for (table, (key, entry)) in all {
         let _ = writeln!(
             text,
-            "snat {} {}:{} > {}:{}: {:?} client {}:{} seen {} flags {:#x} check {:08x}",
+            "{table}snat {} {}:{} > {}:{}: {:?} client {}:{} seen {} flags {:#x} check {:08x}",
             key.protocol,
             key.src,
             key.src_port,

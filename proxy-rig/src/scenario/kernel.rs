@@ -2,6 +2,7 @@
 //! and tc_egress by BPF_PROG_TEST_RUN. Nothing is attached.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::UdpSocket,
     path::{Path, PathBuf},
@@ -120,8 +121,8 @@ impl KernelMachine {
     /// The connection tables as they are now.
     pub(super) fn read_all_flows(&self) -> Result<Flows> {
         let flows = Flows {
-            v4: self.read_flows::<V4>(names::CONNTRACK_V4, names::SNAT_V4, names::FRAGS_V4)?,
-            v6: self.read_flows::<V6>(names::CONNTRACK_V6, names::SNAT_V6, names::FRAGS_V6)?,
+            v4: self.read_flows::<V4>(&FLOW_MAPS_V4)?,
+            v6: self.read_flows::<V6>(&FLOW_MAPS_V6)?,
             ..Flows::default()
         };
         let affinity: HashMap<&MapData, _, _> = self.map(names::AFFINITY)?.try_into()?;
@@ -129,7 +130,7 @@ impl KernelMachine {
         Ok(flows)
     }
 
-    fn read_flows<F: Family>(&self, conntrack: &str, snat: &str, frags: &str) -> Result<FlowsOf<F>>
+    fn read_flows<F: Family>(&self, [conntrack, new_flows, snat, new_snat, frags]: &[&str; 5]) -> Result<FlowsOf<F>>
     where
         FlowKey<F>: Pod,
         Flow<F>: Pod,
@@ -138,19 +139,38 @@ impl KernelMachine {
         FragEntry<F>: Pod,
     {
         let flows = FlowsOf::default();
-        let map: HashMap<&MapData, FlowKey<F>, Flow<F>> = self.map(conntrack)?.try_into()?;
-        *flows.conntrack.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
-        let map: HashMap<&MapData, FlowKey<F>, SnatEntry<F>> = self.map(snat)?.try_into()?;
-        *flows.snat.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
-        let map: HashMap<&MapData, FragKey<F>, FragEntry<F>> = self.map(frags)?.try_into()?;
-        *flows.frags.borrow_mut() = map.iter().collect::<Result<_, _>>()?;
+        *flows.conntrack.borrow_mut() = self.read_map(conntrack)?;
+        *flows.new_flows.borrow_mut() = self.read_map(new_flows)?;
+        *flows.snat.borrow_mut() = self.read_map(snat)?;
+        *flows.new_snat.borrow_mut() = self.read_map(new_snat)?;
+        *flows.frags.borrow_mut() = self.read_map(frags)?;
         Ok(flows)
+    }
+
+    fn read_map<K: Pod + Ord, V: Pod>(&self, name: &str) -> Result<BTreeMap<K, V>> {
+        let map: HashMap<&MapData, K, V> = self.map(name)?.try_into()?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
     }
 }
 
+/// The maps that one family's packets write.
+pub(super) const FLOW_MAPS_V4: [&str; 5] =
+    [names::CONNTRACK_V4, names::NEW_FLOWS_V4, names::SNAT_V4, names::NEW_SNAT_V4, names::FRAGS_V4];
+pub(super) const FLOW_MAPS_V6: [&str; 5] =
+    [names::CONNTRACK_V6, names::NEW_FLOWS_V6, names::SNAT_V6, names::NEW_SNAT_V6, names::FRAGS_V6];
+
 /// Loads the two packet programs; the maps are those that are pinned, or new ones that are pinned then.
 fn load(config: &Config) -> Result<Ebpf> {
-    let capacities = Capacities { conntrack: LRU, snat: LRU, frags: LRU, affinity: LRU, sockets: LRU, ..small() };
+    let capacities = Capacities {
+        conntrack: LRU,
+        new_flows: LRU,
+        snat: LRU,
+        new_snat: LRU,
+        frags: LRU,
+        affinity: LRU,
+        sockets: LRU,
+        ..small()
+    };
     let mut loader = EbpfLoader::new();
     loader.override_global("CONFIG", config, true);
     for name in names::PINNED {

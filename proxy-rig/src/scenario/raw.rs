@@ -12,7 +12,7 @@ use proxy_common::{
 
 use super::{
     hop::Hop,
-    kernel::{KernelMachine, TC_ACT_REDIRECT, TC_ACT_SHOT, TCX_NEXT, shortest},
+    kernel::{FLOW_MAPS_V4, FLOW_MAPS_V6, KernelMachine, TC_ACT_REDIRECT, TC_ACT_SHOT, TCX_NEXT, shortest},
     model::ModelMachine,
     run::differences,
     tables::{Flows, FlowsOf},
@@ -62,11 +62,11 @@ impl ModelMachine {
 }
 
 fn age<F: Family>(flows: &FlowsOf<F>, seconds: u32) {
-    for flow in flows.conntrack.borrow_mut().values_mut() {
+    for flow in flows.conntrack.borrow_mut().values_mut().chain(flows.new_flows.borrow_mut().values_mut()) {
         flow.last_seen_s = flow.last_seen_s.saturating_sub(seconds);
         flow.healed_s = flow.healed_s.saturating_sub(seconds);
     }
-    for entry in flows.snat.borrow_mut().values_mut() {
+    for entry in flows.snat.borrow_mut().values_mut().chain(flows.new_snat.borrow_mut().values_mut()) {
         entry.last_seen_s = entry.last_seen_s.saturating_sub(seconds);
     }
     for entry in flows.frags.borrow_mut().values_mut() {
@@ -118,12 +118,16 @@ impl KernelMachine {
 
     /// Makes the tables the same as the model's: entries that it lacks go, all others are written.
     pub(crate) fn copy_flows(&mut self, model: &ModelMachine) -> Result<()> {
-        self.copy_family::<V4>(&model.flows.v4, [names::CONNTRACK_V4, names::SNAT_V4, names::FRAGS_V4])?;
-        self.copy_family::<V6>(&model.flows.v6, [names::CONNTRACK_V6, names::SNAT_V6, names::FRAGS_V6])?;
+        self.copy_family::<V4>(&model.flows.v4, &FLOW_MAPS_V4)?;
+        self.copy_family::<V6>(&model.flows.v6, &FLOW_MAPS_V6)?;
         self.copy_map(names::AFFINITY, &model.flows.affinity.borrow())
     }
 
-    fn copy_family<F: Family>(&mut self, flows: &FlowsOf<F>, [conntrack, snat, frags]: [&str; 3]) -> Result<()>
+    fn copy_family<F: Family>(
+        &mut self,
+        flows: &FlowsOf<F>,
+        [conntrack, new_flows, snat, new_snat, frags]: &[&str; 5],
+    ) -> Result<()>
     where
         FlowKey<F>: Pod,
         Flow<F>: Pod,
@@ -132,7 +136,9 @@ impl KernelMachine {
         FragEntry<F>: Pod,
     {
         self.copy_map(conntrack, &flows.conntrack.borrow())?;
+        self.copy_map(new_flows, &flows.new_flows.borrow())?;
         self.copy_map(snat, &flows.snat.borrow())?;
+        self.copy_map(new_snat, &flows.new_snat.borrow())?;
         self.copy_map(frags, &flows.frags.borrow())
     }
 

@@ -23,15 +23,17 @@ use proxy_common::{
 pub(super) struct Flows {
     pub(super) v4: FlowsOf<V4>,
     pub(super) v6: FlowsOf<V6>,
-    pub(super) affinity: RefCell<BTreeMap<AffinityKey, AffinityValue>>,
+    pub(super) affinity: Table<AffinityKey, AffinityValue>,
 }
 
 #[derive(Debug, PartialEq)]
 pub(super) struct FlowsOf<F: Family> {
-    pub(super) conntrack: RefCell<BTreeMap<FlowKey<F>, Flow<F>>>,
-    pub(super) snat: RefCell<BTreeMap<FlowKey<F>, SnatEntry<F>>>,
-    pub(super) frags: RefCell<BTreeMap<FragKey<F>, FragEntry<F>>>,
-    pub(super) socks: RefCell<BTreeMap<SockKey<F>, SockPeer<F>>>,
+    pub(super) conntrack: Table<FlowKey<F>, Flow<F>>,
+    pub(super) snat: Table<FlowKey<F>, SnatEntry<F>>,
+    pub(super) new_flows: Table<FlowKey<F>, Flow<F>>,
+    pub(super) new_snat: Table<FlowKey<F>, SnatEntry<F>>,
+    pub(super) frags: Table<FragKey<F>, FragEntry<F>>,
+    pub(super) socks: Table<SockKey<F>, SockPeer<F>>,
 }
 
 impl<F: Family> Default for FlowsOf<F> {
@@ -39,6 +41,8 @@ impl<F: Family> Default for FlowsOf<F> {
         Self {
             conntrack: RefCell::default(),
             snat: RefCell::default(),
+            new_flows: RefCell::default(),
+            new_snat: RefCell::default(),
             frags: RefCell::default(),
             socks: RefCell::default(),
         }
@@ -120,16 +124,28 @@ impl<F: RigFamily> Tables<F> for ModelTables<'_> {
     }
 
     fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R> {
-        F::flows(self.flows).conntrack.borrow_mut().get_mut(key).map(read)
+        let flows = F::flows(self.flows);
+        find(&flows.conntrack, &flows.new_flows, key, read)
     }
     fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull> {
-        put(&mut F::flows(self.flows).conntrack.borrow_mut(), key, flow, insert)
+        let flows = F::flows(self.flows);
+        put_new(&flows.conntrack, &flows.new_flows, key, flow, insert)
+    }
+    fn settle_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) {
+        let flows = F::flows(self.flows);
+        settle(&flows.conntrack, &flows.new_flows, key, flow);
     }
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R> {
-        F::flows(self.flows).snat.borrow_mut().get_mut(key).map(read)
+        let flows = F::flows(self.flows);
+        find(&flows.snat, &flows.new_snat, key, read)
     }
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
-        put(&mut F::flows(self.flows).snat.borrow_mut(), key, entry, insert)
+        let flows = F::flows(self.flows);
+        put_new(&flows.snat, &flows.new_snat, key, entry, insert)
+    }
+    fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) {
+        let flows = F::flows(self.flows);
+        settle(&flows.snat, &flows.new_snat, key, entry);
     }
     fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R> {
         F::flows(self.flows).frags.borrow().get(key).map(read)
@@ -159,6 +175,31 @@ impl<F: RigFamily> Tables<F> for ModelTables<'_> {
         let local = SocketAddr::new(F::to_ip(tuple.dst), tuple.dst_port);
         self.surroundings.udp_sockets.contains(&(remote, local))
     }
+}
+
+type Table<K, V> = RefCell<BTreeMap<K, V>>;
+
+fn find<K: Ord, V, R>(settled: &Table<K, V>, new: &Table<K, V>, key: &K, read: impl FnOnce(&mut V) -> R) -> Option<R> {
+    match settled.borrow_mut().get_mut(key) {
+        Some(value) => Some(read(value)),
+        None => new.borrow_mut().get_mut(key).map(read),
+    }
+}
+
+fn put_new<K: Ord + Copy, V: Copy>(
+    settled: &Table<K, V>,
+    new: &Table<K, V>,
+    key: &K,
+    value: &V,
+    insert: Insert,
+) -> Result<(), TableFull> {
+    let table = if settled.borrow().contains_key(key) { settled } else { new };
+    put(&mut table.borrow_mut(), key, value, insert)
+}
+
+fn settle<K: Ord + Copy, V: Copy>(settled: &Table<K, V>, new: &Table<K, V>, key: &K, value: &V) {
+    new.borrow_mut().remove(key);
+    settled.borrow_mut().insert(*key, *value);
 }
 
 fn put<K: Ord + Copy, V: Copy>(map: &mut BTreeMap<K, V>, key: &K, value: &V, insert: Insert) -> Result<(), TableFull> {
