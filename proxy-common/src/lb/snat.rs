@@ -36,7 +36,7 @@ pub struct Search<F: Family> {
     /// The SNAT entry's key, its destination port being the one looked at.
     pub(super) key: FlowKey<F>,
     now_s: u32,
-    /// Scaled to the range, it gives the port; each step is the next port.
+    /// Scaled to the range, it gives the port; each step is some ports further.
     at: u32,
     step: u32,
     client_port: u16,
@@ -89,7 +89,7 @@ pub(super) fn plan_snat<F: Family, T: Tables<F>>(
     search.key.src = flow.backend;
     search.key.src_port = flow.backend_port;
     search.key.dst = request.node;
-    search.step = u32::MAX / range(config) + 1;
+    search.step = stride(search.at, range(config));
     search.now_s = tables.now_s();
     search.flags = request.flags;
     search.heal = request.heal;
@@ -149,6 +149,16 @@ impl<F: Family> Search<F> {
         }
         taken
     }
+}
+
+/// How far each step of a search goes. If all went to the next port, taken ports would grow together to runs longer than the
+/// window: at 90 % fill one search in five failed. So each flow has a stride of its own, out of the bits of its hash that do not
+/// choose the first port, and short enough that the window meets no port twice.
+#[inline(always)]
+fn stride(hash: u32, range: u32) -> u32 {
+    let strides = range / SNAT_WINDOW;
+    let ports = 1 + (((hash & 0xffff) * strides) >> 16);
+    (u32::MAX / range + 1).wrapping_mul(ports)
 }
 
 /// How many source ports there are.
