@@ -9,6 +9,7 @@
 //! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
 //! * [`scenario`]: scenario files, and the machines that play them; [`suite`]: the test suites.
 //! * [`fuzz`]: random packets through the model and the loaded programs.
+//! * `tap`: a TAP device, for packets with partial checksums and packets larger than a link.
 //! * [`verifier`]: what the kernel says of each program; [`vmguest`]: the init process of the other-kernel test.
 //! * [`apiserver`]: an in-process double of the Kubernetes API server.
 
@@ -20,6 +21,7 @@ pub mod echo;
 pub mod fuzz;
 pub mod scenario;
 pub mod suite;
+pub(crate) mod tap;
 pub mod verifier;
 pub mod vmguest;
 pub mod world;

@@ -7,6 +7,7 @@ mod kernel;
 mod layouts;
 mod model;
 mod netns;
+mod tap;
 
 use std::{
     ffi::OsString,

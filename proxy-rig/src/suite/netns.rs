@@ -3,7 +3,7 @@
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it.
 //! * `small`: a world of its own for each test of `flows`, `setup`, `fragments` and `icmp_errors`.
-//! * module `layouts` beside this one: other layouts of nodes.
+//! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
 pub(super) mod flows;
 mod fragments;
@@ -11,7 +11,7 @@ mod icmp_errors;
 pub(super) mod paths;
 mod plaza;
 pub(super) mod setup;
-mod small;
+pub(super) mod small;
 mod sockets;
 
 use std::{fmt::Write as _, sync::Arc};
@@ -38,7 +38,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
     {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
-    for &(name, rules, test) in super::layouts::TESTS {
+    for &(name, rules, test) in super::layouts::TESTS.iter().chain(super::tap::TESTS) {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
     Ok(trials)

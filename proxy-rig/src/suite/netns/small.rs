@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(super) const CLUSTER_IP: SocketAddr = v4([10, 96, 0, 1], 80);
-pub(super) const NODE_PORT: u16 = 30080;
+pub(in crate::suite) const NODE_PORT: u16 = 30080;
 /// Of the nodes, by the rig's plan of addresses.
 pub(super) const NODE_1: SocketAddr = v4([172, 18, 0, 11], NODE_PORT);
 pub(super) const NODE_2: SocketAddr = v4([172, 18, 0, 12], NODE_PORT);
