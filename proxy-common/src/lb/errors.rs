@@ -17,7 +17,7 @@ enum Reverse {
     Unknown,
     /// Its destination changes, or its source to the node's.
     Forward,
-    /// Its source becomes the frontend: so does the error's, if the backend itself sent it.
+    /// Its source becomes the frontend.
     Reply,
 }
 
@@ -42,8 +42,9 @@ pub fn decide_error<F: TranslatedFamily, T: Tables<F>>(
     if packet.tuple.dst == quote.tuple.src {
         rewrite.set_dst(quoted.tuple.src, 0);
     }
-    // The address of a router stays.
-    if packet.tuple.src == quote.tuple.dst && (hairpin || matches!(reverse, Reverse::Reply)) {
+    // The address of a router stays, that of an end is translated as in its other packets.
+    let source = egress && matches!(flow.kind, FlowKind::Source);
+    if packet.tuple.src == quote.tuple.dst && (hairpin || source || matches!(reverse, Reverse::Reply)) {
         rewrite.set_src(quoted.tuple.dst, 0);
     }
     if !egress {
