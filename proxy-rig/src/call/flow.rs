@@ -93,7 +93,7 @@ pub(super) async fn connect_tcp(to: SocketAddr, options: &Options) -> io::Result
 }
 
 async fn get(sender: &mut SendRequest<Empty<Bytes>>, to: SocketAddr, options: &Options) -> Result<Reply, Outcome> {
-    let request = Request::get(format!("/?size={}", options.size))
+    let request = Request::get(format!("/?size={}&{}", options.size, "x".repeat(options.upload)))
         .header(header::HOST, to.to_string())
         .body(Empty::new())
         .map_err(|error| Outcome::Failed(error.to_string()))?;

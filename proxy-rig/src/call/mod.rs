@@ -85,11 +85,21 @@ pub struct Options {
     pub mapped: bool,
     /// UDP: length of the question, and so of the answer. TCP: length of the answer's body.
     pub size: usize,
+    /// TCP: length that is added to the question.
+    pub upload: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout_ms: 2000, source_ip: None, source_port: None, connected: true, mapped: false, size: 0 }
+        Self {
+            timeout_ms: 2000,
+            source_ip: None,
+            source_port: None,
+            connected: true,
+            mapped: false,
+            size: 0,
+            upload: 0,
+        }
     }
 }
 

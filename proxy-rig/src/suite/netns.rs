@@ -1,7 +1,8 @@
 //! `weir-rig suite netns`: real agents, real sockets, in namespaces. What belongs here: anything that a
 //! client, a pod or an operator can see from outside. Each test names the rules it shows as its kind.
 //!
-//! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it.
+//! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it. Two more of it, with
+//!   offloads on and off, run some of them again.
 //! * `small`: a world of its own for each test of `flows`, `setup`, `fragments` and `icmp_errors`.
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
@@ -22,16 +23,28 @@ use libtest_mimic::{Failed, Trial};
 use crate::demo::{expect, paths::Path, stage::Stage};
 use plaza::Plaza;
 
+/// Tests of the shared world that run again with all offloads on, and with all of them off: the main ways of a packet.
+const WITH_OFFLOADS: [&str; 14] = [
+    "cluster_ip_on_the_packet_path",
+    "cluster_ip_from_a_pod_of_a_node_without_backend",
+    "node_port_keeps_the_client_of_a_local_backend",
+    "node_port_to_a_remote_backend_comes_from_the_node",
+    "node_port_from_a_pod_on_another_node",
+    "load_balancer_from_outside",
+    "load_balancer_on_the_packet_path",
+    "external_ip_from_outside",
+    "hairpin_on_the_packet_path",
+    "backend_on_the_host_network",
+    "no_endpoint_refuses_on_the_packet_path",
+    "no_endpoint_refuses_at_the_node_port",
+    "large_answers_through_every_path",
+    "fragments_through_every_path",
+];
+
 pub(super) fn tests() -> Result<Vec<Trial>> {
-    let plaza = Arc::new(Plaza::default());
-    let mut trials = Vec::new();
-    for &(name, rules, test) in paths::TESTS {
-        let plaza = Arc::clone(&plaza);
-        trials.push(trial(name, rules, move || plaza.run(async |stage: &Stage| walk_all(stage, test).await)));
-    }
-    for &(name, rules, test) in sockets::TESTS.iter().chain(fragments::SHARED_TESTS) {
-        let plaza = Arc::clone(&plaza);
-        trials.push(trial(name, rules, move || plaza.run(async |stage: &Stage| test(stage).await)));
+    let mut trials = shared("", &Arc::new(Plaza::default()), |_| true);
+    for (suffix, state) in [("_with_offloads_off", "off"), ("_with_offloads_on", "on")] {
+        trials.extend(shared(suffix, &Arc::new(Plaza::with_offloads(state)), |name| WITH_OFFLOADS.contains(&name)));
     }
     for &(name, rules, test) in
         flows::TESTS.iter().chain(setup::TESTS).chain(fragments::OWN_TESTS).chain(icmp_errors::OWN_TESTS)
@@ -42,6 +55,22 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
     Ok(trials)
+}
+
+/// The tests of a shared world that are wanted.
+fn shared(suffix: &str, plaza: &Arc<Plaza>, wanted: impl Fn(&str) -> bool) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for &(name, rules, test) in paths::TESTS.iter().filter(|test| wanted(test.0)) {
+        let plaza = Arc::clone(plaza);
+        let work = move || plaza.run(async |stage: &Stage| walk_all(stage, test).await);
+        trials.push(trial(&format!("{name}{suffix}"), rules, work));
+    }
+    for &(name, rules, test) in sockets::TESTS.iter().chain(fragments::SHARED_TESTS).filter(|test| wanted(test.0)) {
+        let plaza = Arc::clone(plaza);
+        let work = move || plaza.run(async |stage: &Stage| test(stage).await);
+        trials.push(trial(&format!("{name}{suffix}"), rules, work));
+    }
+    trials
 }
 
 fn trial(name: &str, rules: &str, work: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {

@@ -5,6 +5,7 @@
 //! * `cast`: the hosts and Services that all layouts share; `matrix`: the paths.
 //! * `filters`: nftables rules as CNIs write them.
 //! * `foreign`: tc programs of others beside Weir's, which `observer` makes.
+//! * `path_mtu`: narrow places on the way.
 //! * `uplinks`, `attached`: two uplinks, and pods whose packets do not pass their node.
 
 mod attached;
@@ -13,6 +14,7 @@ mod filters;
 mod foreign;
 mod matrix;
 mod observer;
+mod path_mtu;
 mod uplinks;
 
 use anyhow::{Context, Result};
@@ -39,6 +41,8 @@ pub(super) const TESTS: &[OwnTest] = &[
     ("layout_two_uplinks", "13, 19", || uplinks::test().boxed()),
     ("foreign_tc_programs", "13", || foreign::test().boxed()),
     ("layout_pods_beside_their_node", "13, 15c", || attached::test().boxed()),
+    ("path_mtu_routed_veth", "icmp, paths", || path_mtu::test(ROUTED).boxed()),
+    ("path_mtu_over_vxlan", "icmp, paths", || path_mtu::test(Layout { overlay: true, ..ROUTED }).boxed()),
 ];
 
 async fn everything(layout: Layout) -> Result<()> {

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use anyhow::{Result, anyhow};
 use tokio::{runtime::Runtime, sync::OnceCell};
 
+use super::setup::set_offloads;
 use crate::{
     demo::{cluster::PodSpec, stage::Stage},
     world::{PodPath, Serve},
@@ -31,15 +32,23 @@ type PodPlan = (&'static str, &'static str, PodPath, &'static [(&'static str, &'
 /// Shared by the tests that change nothing. Dropped with the last of them, which removes the world.
 #[derive(Default)]
 pub(super) struct Plaza {
+    /// Of all links, if they are not as the kernel makes them.
+    offloads: Option<&'static str>,
     stage: OnceCell<Result<Stage, String>>,
     runtime: OnceLock<Runtime>,
 }
 
 impl Plaza {
+    /// A world of its own in which every link has its checksum and segmentation offloads `on` or `off`.
+    pub(super) fn with_offloads(state: &'static str) -> Self {
+        Self { offloads: Some(state), ..Self::default() }
+    }
+
     pub(super) fn run(&self, test: impl AsyncFnOnce(&Stage) -> Result<()>) -> Result<()> {
         let runtime = self.runtime.get_or_init(|| runtime().expect("invariant: the process may start threads"));
         runtime.block_on(async {
-            let stage = self.stage.get_or_init(|| async { build().await.map_err(|error| format!("{error:#}")) }).await;
+            let build = async || build(self.offloads).await.map_err(|error| format!("{error:#}"));
+            let stage = self.stage.get_or_init(build).await;
             test(stage.as_ref().map_err(|error| anyhow!("the shared world: {error}"))?).await
         })
     }
@@ -49,7 +58,7 @@ pub(super) fn runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-async fn build() -> Result<Stage> {
+async fn build(offloads: Option<&str>) -> Result<Stage> {
     let mut stage = Stage::new("netns-suite")?;
     for name in ["node-1", "node-2", "node-3"] {
         // node-2's own process is the backend of the Service `host`.
@@ -90,5 +99,8 @@ async fn build() -> Result<Stage> {
     }
     stage.cluster.put_file("plaza.yaml", SERVICES)?;
     stage.start_agents(&["--service-cluster-ip-range", SERVICE_RANGES]).await?;
+    if let Some(state) = offloads {
+        set_offloads(&stage, state)?;
+    }
     Ok(stage)
 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
-use futures::future::{BoxFuture, FutureExt};
+use futures::future::FutureExt;
 
 use super::{flows::OwnTest, small};
 use crate::{
@@ -17,17 +17,20 @@ pub(super) const TESTS: &[OwnTest] = &[
     ("connect_hooks_off", "13", || hooks_off().boxed()),
     ("connect_hooks_of_the_host_only", "13", || hooks_of_the_host().boxed()),
     ("clsact_in_place_of_tcx", "13", || clsact().boxed()),
-    ("bulk_with_offloads_off", "13", || bulk(&["off"]).boxed()),
-    ("bulk_with_offloads_on", "13", || bulk(&["on"]).boxed()),
+    ("bulk_with_offloads_off", "13", || bulk("off", &[]).boxed()),
+    ("bulk_with_offloads_on", "13", || bulk("on", &[]).boxed()),
+    ("bulk_of_the_nodes_own_packets_with_offloads_off", "13, paths", || bulk("off", HOOKS_OFF).boxed()),
+    ("bulk_of_the_nodes_own_packets_with_offloads_on", "13, paths", || bulk("on", HOOKS_OFF).boxed()),
     ("cleanup_leaves_nothing", "Choices", || cleanup().boxed()),
     ("the_world_goes_with_its_owner", "Choices", || world_goes().boxed()),
 ];
 
 /// Features that decide which checksums a packet carries, and how large it is.
-const OFFLOADS: [&str; 5] = ["tx", "rx", "tso", "gso", "gro"];
+const OFFLOADS: [&str; 6] = ["tx", "rx", "tso", "gso", "gro", "tx-udp-segmentation"];
+const HOOKS_OFF: &[&str] = &["--connect-hooks", "off"];
 
 async fn hooks_off() -> Result<()> {
-    let stage = small::start(&["--connect-hooks", "off"]).await?;
+    let stage = small::start(HOOKS_OFF).await?;
     small::all_ways_work(&stage).await?;
     for from in ["node-1", "node-2", "near"] {
         for to in ["10.96.0.1", "fd00:10:96::1"] {
@@ -53,25 +56,22 @@ async fn clsact() -> Result<()> {
     small::all_ways_work(&small::start(&["--tc-attach", "clsact"]).await?).await
 }
 
-fn bulk(state: &'static [&'static str]) -> BoxFuture<'static, Result<()>> {
-    async move {
-        let stage = small::start(&[]).await?;
-        for state in state {
-            set_offloads(&stage, state)?;
-            for (from, to) in small::WAYS {
-                for _ in 0..4 {
-                    let options = Options { size: 3 << 20, timeout_ms: 10_000, ..Options::default() };
-                    let result = stage.ask(from, Proto::Tcp, to, options).await?;
-                    result.answered().with_context(|| format!("{from} -> {to}, offloads {state}"))?;
-                    let datagram = Options { size: 1400, ..Options::default() };
-                    let result = stage.ask(from, Proto::Udp, to, datagram).await?;
-                    result.answered().with_context(|| format!("{from} -> {to} UDP, offloads {state}"))?;
-                }
+async fn bulk(offloads: &str, args: &[&str]) -> Result<()> {
+    let stage = small::start(args).await?;
+    set_offloads(&stage, offloads)?;
+    for (from, to) in small::WAYS {
+        for _ in 0..4 {
+            let options = Options { size: 3 << 20, timeout_ms: 10_000, ..Options::default() };
+            let result = stage.ask(from, Proto::Tcp, to, options).await?;
+            result.answered().with_context(|| format!("{from} -> {to}, offloads {offloads}"))?;
+            for size in [1400, 2000] {
+                let options = Options { size, ..Options::default() };
+                let result = stage.ask(from, Proto::Udp, to, options).await?;
+                result.answered().with_context(|| format!("{from} -> {to}, {size} of UDP, offloads {offloads}"))?;
             }
         }
-        Ok(())
     }
-    .boxed()
+    Ok(())
 }
 
 /// On every link of nodes, pods and clients, at both ends.
