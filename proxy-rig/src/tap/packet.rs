@@ -89,6 +89,17 @@ pub(crate) enum Seen {
     Other,
 }
 
+/// A network header as it was read.
+struct Network {
+    protocol: u8,
+    src: IpAddr,
+    dst: IpAddr,
+    /// Of the transport header.
+    at: usize,
+    /// Of the packet.
+    end: usize,
+}
+
 impl VnetHeader {
     pub(crate) const LEN: usize = 10;
 
@@ -229,11 +240,8 @@ impl IcmpError {
 impl Frame {
     /// Reads the frame; an error names what is wrong with it.
     pub(crate) fn examine(&self) -> Result<Seen> {
-        let (protocol, src, dst, at, end) = match self.network() {
-            Some(Ok(found)) => found,
-            Some(Err(error)) => return Err(error),
-            None => return Ok(Seen::Other),
-        };
+        let Some(network) = self.network() else { return Ok(Seen::Other) };
+        let Network { protocol, src, dst, at, end } = network?;
         let l4 = self.bytes.get(at..end).context("the packet is longer than the frame")?;
         match protocol {
             TCP | UDP => self.transport(protocol, src, dst, at, l4),
@@ -314,8 +322,8 @@ impl Frame {
         Ok(Seen::Segment { segment, checksum, gso_size })
     }
 
-    /// Protocol, source, destination, and where the transport header and the packet end; none if it is no IP.
-    fn network(&self) -> Option<Result<(u8, IpAddr, IpAddr, usize, usize)>> {
+    /// None if it is no IP packet.
+    fn network(&self) -> Option<Result<Network>> {
         match word(&self.bytes, 12)? {
             0x0800 => Some(self.network_v4()),
             0x86dd => Some(self.network_v6()),
@@ -323,22 +331,22 @@ impl Frame {
         }
     }
 
-    fn network_v4(&self) -> Result<(u8, IpAddr, IpAddr, usize, usize)> {
+    fn network_v4(&self) -> Result<Network> {
         let ip = self.bytes.get(ETH..ETH + V4).context("a cut IPv4 header")?;
         ensure!(ip[0] == 0x45, "an IPv4 header with options");
         ensure!(sum(0, ip) == 0xffff, "the IPv4 header checksum is wrong: {}", hex(ip));
         ensure!(word(ip, 6).is_some_and(|fragment| fragment & 0x3fff == 0), "a fragment");
         let address = |at: usize| IpAddr::from(Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]));
         let length = usize::from(word(ip, 2).context("length")?);
-        Ok((ip[9], address(12), address(16), ETH + V4, ETH + length))
+        Ok(Network { protocol: ip[9], src: address(12), dst: address(16), at: ETH + V4, end: ETH + length })
     }
 
-    fn network_v6(&self) -> Result<(u8, IpAddr, IpAddr, usize, usize)> {
+    fn network_v6(&self) -> Result<Network> {
         let ip = self.bytes.get(ETH..ETH + V6).context("a cut IPv6 header")?;
         let address =
             |at: usize| -> Result<IpAddr> { Ok(Ipv6Addr::from(<[u8; 16]>::try_from(&ip[at..at + 16])?).into()) };
         let length = usize::from(word(ip, 4).context("length")?);
-        Ok((ip[6], address(8)?, address(24)?, ETH + V6, ETH + V6 + length))
+        Ok(Network { protocol: ip[6], src: address(8)?, dst: address(24)?, at: ETH + V6, end: ETH + V6 + length })
     }
 }
 
@@ -360,7 +368,7 @@ impl IcmpError {
     /// Source and destination of a quote, of which eight bytes behind the network header are enough.
     pub(crate) fn quoted_ends(&self) -> Result<(SocketAddr, SocketAddr)> {
         let frame = Frame { vnet: VnetHeader::default(), bytes: link(&self.quote) };
-        let (_, src, dst, at, _) = frame.network().context("a quote that is no IP packet")??;
+        let Network { src, dst, at, .. } = frame.network().context("a quote that is no IP packet")??;
         let port = |at: usize| word(&frame.bytes, at).context("a quote without ports");
         Ok((SocketAddr::new(src, port(at)?), SocketAddr::new(dst, port(at + 2)?)))
     }

@@ -32,7 +32,7 @@ pub(super) async fn refusals() -> Result<()> {
             let cluster_ip = socket(["10.96.0.", "fd00:10:96::"][usize::from(v6)], 5)?;
             let node_port = SocketAddr::new(leg.node(v6)?, NODE_PORT);
             for (side, frontend) in [(Side::Uplink, node_port), (Side::Pod, cluster_ip)] {
-                let ways = if side == Side::Pod { leg.from_pod()? } else { leg.from_outside(false)? };
+                let ways = if side == Side::Pod { leg.ways_from_pod()? } else { leg.ways_from_outside(false)? };
                 let way = ways.iter().find(|way| way.client.is_ipv6() == v6).context("no such way")?;
                 let client = SocketAddr::new(way.client, leg.new_port());
                 refuse_all(leg.tap(side), client, frontend)
@@ -68,9 +68,9 @@ fn refuse_all(tap: &Tap, client: SocketAddr, frontend: SocketAddr) -> Result<()>
 
 pub(super) async fn translated() -> Result<()> {
     let leg = Leg::start().await?;
-    let mut ways = leg.from_outside(false)?;
-    ways.extend(leg.from_outside(true)?);
-    ways.extend(leg.from_pod()?);
+    let mut ways = leg.ways_from_outside(false)?;
+    ways.extend(leg.ways_from_outside(true)?);
+    ways.extend(leg.ways_from_pod()?);
     for offloads in [true, false] {
         leg.set_offloads(offloads)?;
         for way in &ways {

@@ -112,7 +112,7 @@ impl Leg {
     }
 
     /// From the client outside to every kind of frontend of the Service `here` (or `elsewhere`).
-    pub(super) fn from_outside(&self, elsewhere: bool) -> Result<Vec<Way>> {
+    pub(super) fn ways_from_outside(&self, elsewhere: bool) -> Result<Vec<Way>> {
         let (title, number, to, source) = if elsewhere {
             ("a pod of another node", '2', Side::Uplink, Source::Node(Side::Uplink))
         } else {
@@ -135,7 +135,7 @@ impl Leg {
     }
 
     /// From the pod to a pod of another node, and to itself.
-    pub(super) fn from_pod(&self) -> Result<Vec<Way>> {
+    pub(super) fn ways_from_pod(&self) -> Result<Vec<Way>> {
         let mut ways = Vec::new();
         for v6 in [false, true] {
             let frontend = |last: u8| socket(["10.96.0.", "fd00:10:96::"][usize::from(v6)], last);

@@ -41,13 +41,13 @@ const UDP_SHAPES: &[Shape] = &[
 
 async fn outside(elsewhere: bool) -> Result<()> {
     let leg = Leg::start().await?;
-    let ways = leg.from_outside(elsewhere)?;
+    let ways = leg.ways_from_outside(elsewhere)?;
     walk_all(&leg, &ways)
 }
 
 async fn from_pod() -> Result<()> {
     let leg = Leg::start().await?;
-    let ways = leg.from_pod()?;
+    let ways = leg.ways_from_pod()?;
     walk_all(&leg, &ways)
 }
 
