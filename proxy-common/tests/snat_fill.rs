@@ -49,7 +49,7 @@ fn open<F: TestFamily>(node: &Memory<F>, sequence: &mut Sequence) -> Option<Flow
     packet.tuple = work.rewrite.tuple;
     let (verdict, work) = node.decide(false, &env, &packet);
     // The search alone is measured.
-    node.flows.borrow_mut().clear();
+    node.new_flows.borrow_mut().clear();
     let new = work.rewrite.tuple;
     match (verdict.action, verdict.reason) {
         (Action::Pass, Reason::Snat) => Some(FlowKey::new(new.dst, new.dst_port, new.src, new.src_port, TCP)),
@@ -66,11 +66,11 @@ fn measure<F: TestFamily>() -> [usize; FILLS.len()] {
     let ports = usize::from(node.config.snat_last - node.config.snat_first) + 1;
     let mut sequence = Sequence(20);
     FILLS.map(|fill| {
-        while node.snats.borrow().len() < ports * fill / 100 {
+        while node.new_snats.borrow().len() < ports * fill / 100 {
             open(&node, &mut sequence);
         }
         let failed = (0..TRIES).filter(|_| match open(&node, &mut sequence) {
-            Some(key) => node.snats.borrow_mut().remove(&key).is_none(),
+            Some(key) => node.new_snats.borrow_mut().remove(&key).is_none(),
             None => true,
         });
         failed.count()
