@@ -6,5 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+#[doc(hidden)]
+pub mod bench;
 pub mod lb;
 pub mod net;

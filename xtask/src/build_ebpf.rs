@@ -21,6 +21,8 @@ const TARGET: &str = "bpfel-unknown-none";
 /// The profile of the workspace's Cargo.toml, and the directory cargo names after it.
 const PROFILE: &str = "ebpf";
 const BINARY: &str = "weir-ebpf";
+/// What only `cargo xtask bench packet` loads.
+const BENCH_BINARY: &str = "weir-ebpf-bench";
 
 /// The command: builds, and fails on warnings if asked to.
 pub(crate) fn run(choice: Option<Choice>, deny_warnings: bool) -> Result<ExitCode> {
@@ -39,18 +41,24 @@ pub(crate) fn build(choice: Choice) -> Result<usize> {
     let target_dir = workspace::root().join("target/ebpf-build");
     let warnings = compile(&toolchain, &target_dir)?;
 
-    let built = target_dir.join(TARGET).join(PROFILE).join(BINARY);
-    let object = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let built = target_dir.join(TARGET).join(PROFILE);
+    publish(&built.join(BINARY), &workspace::kernel_object())?;
+    publish(&built.join(BENCH_BINARY), &workspace::bench_object())?;
+    Ok(warnings)
+}
+
+/// Puts a checked object where it is looked for.
+fn publish(built: &Path, destination: &Path) -> Result<()> {
+    let object = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
     let programs = check(&object).with_context(|| format!("{}", built.display()))?;
-    let destination = workspace::kernel_object();
-    let changed = replace_if_different(&destination, &object)?;
+    let changed = replace_if_different(destination, &object)?;
     println!(
         "build-ebpf: {} ({} bytes, BTF, {programs} program sections, {})",
         destination.display(),
         object.len(),
         if changed { "new" } else { "unchanged" },
     );
-    Ok(warnings)
+    Ok(())
 }
 
 /// Runs cargo with JSON messages: it repeats the warnings of crates that are up to date, so that a
@@ -60,7 +68,18 @@ fn compile(toolchain: &Toolchain, target_dir: &Path) -> Result<usize> {
     let mut command = toolchain::rust_command(&toolchain.compiler.cargo);
     command
         .current_dir(workspace::root())
-        .args(["build", "--package", "proxy-ebpf", "--bin", BINARY, "--locked", "--profile", PROFILE])
+        .args([
+            "build",
+            "--package",
+            "proxy-ebpf",
+            "--bin",
+            BINARY,
+            "--bin",
+            BENCH_BINARY,
+            "--locked",
+            "--profile",
+            PROFILE,
+        ])
         .args(["-Zbuild-std=core", "--target", TARGET, "--message-format", format])
         .env("RUSTC", &toolchain.compiler.rustc)
         // The library is built from source, which stable compilers allow only this way.

@@ -22,6 +22,11 @@ pub(crate) fn kernel_object() -> PathBuf {
     root().join("target/ebpf/weir.o")
 }
 
+/// The programs that only `cargo xtask bench packet` loads. The rig looks for them here.
+pub(crate) fn bench_object() -> PathBuf {
+    root().join("target/ebpf/bench.o")
+}
+
 /// The cargo that runs this xtask, without what `cargo run` added to the environment. Build scripts
 /// that watch those variables (ring's does) would otherwise run again at every switch between
 /// `cargo build` and `cargo xtask`.

@@ -1,4 +1,4 @@
-//! The figures as a table and as JSON. Called by `connect`.
+//! The figures of `connect` as a table and as JSON; `packet` uses the parts that are not about pairs.
 
 use std::{fs, path::Path};
 
@@ -67,15 +67,30 @@ pub(super) fn show(figures: &[Figure], json: Option<&Path>) -> Result<bool> {
     let lines = figures.iter().map(Figure::line).collect::<Result<Vec<_>>>()?;
     println!("{}", table(&lines));
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&serde_json::json!({
-            "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
-            "cpus": std::thread::available_parallelism().map_or(0, usize::from),
-            "figures": lines,
-        }))?;
-        fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
-        println!("written to {}", path.display());
+        write_json(path, &lines)?;
     }
     Ok(lines.iter().all(|line| line.met != Some(false)))
+}
+
+/// The figures, and where they were taken.
+pub(super) fn write_json(path: &Path, figures: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(&serde_json::json!({
+        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+        "figures": figures,
+    }))?;
+    fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+    println!("written to {}", path.display());
+    Ok(())
+}
+
+/// Whether a goal is met, if there is one.
+pub(super) fn verdict(met: Option<bool>) -> Cell {
+    match met {
+        Some(true) => Cell::new("met").fg(Color::Green),
+        Some(false) => Cell::new("missed").fg(Color::Red),
+        None => Cell::new(""),
+    }
 }
 
 fn table(lines: &[Line<'_>]) -> Table {
@@ -92,11 +107,6 @@ fn table(lines: &[Line<'_>]) -> Table {
         "",
     ]);
     for line in lines {
-        let verdict = match line.met {
-            Some(true) => Cell::new("met").fg(Color::Green),
-            Some(false) => Cell::new("missed").fg(Color::Red),
-            None => Cell::new(""),
-        };
         table.add_row([
             Cell::new(line.name),
             Cell::new(match line.mode {
@@ -109,7 +119,7 @@ fn table(lines: &[Line<'_>]) -> Table {
             Cell::new(format!("{:.3} to {:.3}", line.ratio.low, line.ratio.high)),
             Cell::new(line.socket_errors),
             Cell::new(line.goal.map_or_else(String::new, |goal| format!("{goal:.2}"))),
-            verdict,
+            verdict(line.met),
         ]);
     }
     table

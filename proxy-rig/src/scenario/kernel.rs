@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{HashMap, Map, MapData, PerCpuArray},
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use proxy_agent::{dataplane::KernelMaps, loader::Capacities, model::Event, object};
 use proxy_common::{
@@ -25,7 +25,7 @@ use super::{
     expect::Outcome,
     flows::flows_text,
     frame::ether_type,
-    hop::{Hook, Hop},
+    hop::{Hook, Hop, Place},
     model::backend_in_words,
     node::SimulatedNode,
     run::Machine,
@@ -56,15 +56,36 @@ pub struct KernelMachine {
     pub(super) control: Control<KernelMaps>,
     pub(super) ebpf: Ebpf,
     config: Config,
+    capacities: Capacities,
     /// Connected sockets of the node, open as long as the machine lives.
     _sockets: Vec<UdpSocket>,
 }
 
 impl KernelMachine {
     pub fn new(node: SimulatedNode) -> Result<Self> {
-        fs::create_dir_all(PIN_DIR).context(PIN_DIR)?;
         let config = node.config();
-        let ebpf = load(&config)?;
+        let capacities = Capacities {
+            conntrack: LRU,
+            new_flows: LRU,
+            snat: LRU,
+            new_snat: LRU,
+            frags: LRU,
+            affinity: LRU,
+            sockets: LRU,
+            ..small()
+        };
+        Self::with(node, config, capacities)
+    }
+
+    /// For measurements: maps of the sizes wanted, and the machine's own clock.
+    pub(crate) fn with_real_clock(node: SimulatedNode, capacities: Capacities) -> Result<Self> {
+        let config = Config { fixed_now_ns: 0, ..node.config() };
+        Self::with(node, config, capacities)
+    }
+
+    fn with(node: SimulatedNode, config: Config, capacities: Capacities) -> Result<Self> {
+        fs::create_dir_all(PIN_DIR).context(PIN_DIR)?;
+        let ebpf = load(&config, &capacities)?;
         let control = Control::new(&node, KernelMaps::from_pins(Path::new(PIN_DIR))?)?;
         let mut sockets = Vec::new();
         for socket in &node.spec().udp_sockets {
@@ -72,21 +93,14 @@ impl KernelMachine {
             open.connect(socket.remote).with_context(|| format!("UDP socket to {}", socket.remote))?;
             sockets.push(open);
         }
-        Ok(Self { node, control, ebpf, config, _sockets: sockets })
+        Ok(Self { node, control, ebpf, config, capacities, _sockets: sockets })
     }
 
     /// One run of a hook: what it returned, and the packet afterwards.
     pub(super) fn test_run(&mut self, hop: &Hop, ifindex: u32) -> Result<(u32, Vec<u8>)> {
         let name = if hop.place.hook == Hook::Ingress { "tc_ingress" } else { "tc_egress" };
         let program: &SchedClassifier = self.ebpf.program(name).with_context(|| name)?.try_into()?;
-        let ingress_ifindex = match (hop.place.hook, hop.place.own) {
-            (Hook::Ingress, _) => ifindex,
-            (Hook::Egress, true) => 0,
-            (Hook::Egress, false) => CAME_IN_BY,
-        };
-        let mut context = [0; SKB_LEN];
-        context[SKB_INGRESS_IFINDEX..SKB_INGRESS_IFINDEX + 4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
-        context[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let context = skb_context(&hop.place, ifindex);
         let mut frame = vec![0; hop.frame.len() + GROWTH];
         let options = TestRunOptions {
             data_in: Some(&hop.frame),
@@ -99,13 +113,23 @@ impl KernelMachine {
         Ok((result.return_value, frame))
     }
 
+    /// A loaded program, to be called by another.
+    pub(crate) fn program_fd(&self, name: &str) -> Result<ProgramFd> {
+        let program: &SchedClassifier = self.ebpf.program(name).with_context(|| name.to_owned())?.try_into()?;
+        Ok(program.fd()?.try_clone()?)
+    }
+
+    pub(crate) fn index_of(&self, interface: &str) -> Result<u32> {
+        self.node.index_of(interface).with_context(|| format!("interface {interface}"))
+    }
+
     pub(super) fn verdict(&self) -> Result<VerdictRecord> {
         let records: PerCpuArray<_, VerdictRecord> = self.map(names::VERDICT)?.try_into()?;
         let cpu = nix::sched::sched_getcpu().context("sched_getcpu")?;
         records.get(&0, 0)?.get(cpu).copied().context("no verdict record of this CPU")
     }
 
-    pub(super) fn counters(&self) -> Result<[u64; REASON_SLOTS]> {
+    pub(crate) fn counters(&self) -> Result<[u64; REASON_SLOTS]> {
         let per_cpu: PerCpuArray<_, u64> = self.map(names::COUNTERS)?.try_into()?;
         let mut counters = [0; REASON_SLOTS];
         for (reason, counter) in (0u32..).zip(&mut counters) {
@@ -114,7 +138,7 @@ impl KernelMachine {
         Ok(counters)
     }
 
-    pub(super) fn map(&self, name: &str) -> Result<&Map> {
+    pub(crate) fn map(&self, name: &str) -> Result<&Map> {
         self.ebpf.map(name).with_context(|| format!("no map {name}"))
     }
 
@@ -159,18 +183,21 @@ pub(super) const FLOW_MAPS_V4: [&str; 5] =
 pub(super) const FLOW_MAPS_V6: [&str; 5] =
     [names::CONNTRACK_V6, names::NEW_FLOWS_V6, names::SNAT_V6, names::NEW_SNAT_V6, names::FRAGS_V6];
 
-/// Loads the two packet programs; the maps are those that are pinned, or new ones that are pinned then.
-fn load(config: &Config) -> Result<Ebpf> {
-    let capacities = Capacities {
-        conntrack: LRU,
-        new_flows: LRU,
-        snat: LRU,
-        new_snat: LRU,
-        frags: LRU,
-        affinity: LRU,
-        sockets: LRU,
-        ..small()
+/// The context of a packet at a hook, as BPF_PROG_TEST_RUN takes it.
+pub(crate) fn skb_context(place: &Place, ifindex: u32) -> [u8; SKB_LEN] {
+    let ingress_ifindex = match (place.hook, place.own) {
+        (Hook::Ingress, _) => ifindex,
+        (Hook::Egress, true) => 0,
+        (Hook::Egress, false) => CAME_IN_BY,
     };
+    let mut context = [0; SKB_LEN];
+    context[SKB_INGRESS_IFINDEX..SKB_INGRESS_IFINDEX + 4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+    context[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
+}
+
+/// Loads the two packet programs; the maps are those that are pinned, or new ones that are pinned then.
+fn load(config: &Config, capacities: &Capacities) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader.override_global("CONFIG", config, true);
     for name in names::PINNED {
@@ -222,7 +249,7 @@ impl Machine for KernelMachine {
     /// The clock is a constant of the loaded programs, so they are loaded anew; the maps stay.
     fn advance(&mut self, seconds: u64) -> Result<()> {
         self.config.fixed_now_ns += seconds * 1_000_000_000;
-        self.ebpf = load(&self.config)?;
+        self.ebpf = load(&self.config, &self.capacities)?;
         self.control.advance(seconds)
     }
 
@@ -231,7 +258,7 @@ impl Machine for KernelMachine {
             return Ok(None);
         }
         let interface = &hop.place.interface;
-        let ifindex = self.node.index_of(interface).with_context(|| format!("interface {interface}"))?;
+        let ifindex = self.index_of(interface)?;
         let before = self.counters()?;
         let (returned, frame) = self.test_run(hop, ifindex)?;
         let verdict = self.verdict()?;

@@ -25,6 +25,7 @@ pub use file::{NodeSpec, Scenario};
 pub(crate) use frame::{build, checksums_are_right, describe, ether_type, tuple_of};
 pub use hop::{Hook, Hop, Place};
 pub use kernel::KernelMachine;
+pub(crate) use kernel::skb_context;
 pub use model::ModelMachine;
 pub use node::SimulatedNode;
 pub(crate) use notation::{Extras, FragmentSpec, PacketSpec};

@@ -1,0 +1,224 @@
+//! One line of the table: programs the node, makes the flows, and times the program beside the floor and an empty one.
+//! Called by `packet::run` in a network namespace of its own.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Pod,
+    maps::{HashMap, MapData},
+};
+use proxy_agent::{dataplane::MapFamily, loader::Capacities};
+use proxy_common::{
+    abi::{FlowKey, FlowState, Reason, ServiceKey, SnatEntry, names},
+    bench::{FLOOR_STEPS, FloorFlow},
+    net::{TCP, UDP, V4, V6},
+};
+
+use super::{
+    case::{Case, Flows, MANY},
+    probe::{FloorMaps, Object, Probe, Target},
+    traffic::{Leg, Order, Protocol, Traffic, Version, objects},
+};
+use crate::scenario::{Hook, KernelMachine, Machine, SimulatedNode, skb_context};
+
+/// Packets of one run over known flows.
+const REPEAT: u32 = 4 * MANY;
+/// Packets of one run over fresh flows: all runs together must find room in the tables.
+const FRESH: u32 = 4096;
+/// Connection tables of this size are full soon.
+const SMALL_TABLE: u32 = 65_536;
+
+const WHOLE_FLOOR: u32 = FLOOR_STEPS.len() as u32 - 1;
+
+/// The runs of one case: mean nanoseconds of a packet, driver and test run included.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub(super) struct Times {
+    pub(super) nothing: Vec<u32>,
+    pub(super) floor: Vec<u32>,
+    pub(super) program: Vec<u32>,
+}
+
+struct Bench<'a> {
+    object: &'a Object,
+    case: &'a Case,
+    machine: KernelMachine,
+}
+
+pub(super) fn measure(object: &Object, node: &SimulatedNode, case: &Case, runs: u32) -> Result<Times> {
+    let full = case.flows == Flows::FreshInFullTable;
+    let table = if full { SMALL_TABLE } else { Capacities::default().conntrack };
+    let capacities = Capacities { conntrack: table, ..Capacities::default() };
+    let mut machine = KernelMachine::with_real_clock(node.clone(), capacities)?;
+    machine.program(&objects(node.spec(), case.version)?)?;
+    let bench = Bench { object, case, machine };
+    bench.make_flows()?;
+    let mut floor = bench.floor(WHOLE_FLOOR)?;
+    let mut nothing = bench.probe(Target::Nothing)?;
+    let mut program = bench.probe(bench.target(case.measured.hook())?)?;
+    let mut before_each = match case.before_each {
+        Some(leg) => Some((bench.traffic(leg)?, bench.probe(bench.target(leg.hook())?)?)),
+        None => None,
+    };
+    let traffic = bench.traffic(case.measured)?;
+    let forward = Leg::Forward.traffic(case.version, Protocol::Tcp)?;
+    let (order, repeat) = match case.flows {
+        Flows::One => (Order::Among(1), REPEAT),
+        Flows::Many => (Order::Among(MANY), REPEAT),
+        Flows::Fresh => (Order::Once(0), FRESH),
+        Flows::FreshInFullTable => (Order::Once(4 * SMALL_TABLE), FRESH),
+    };
+    let floor_order = if case.flows == Flows::Many { order } else { Order::Among(1) };
+    nothing.aim(&traffic.driver(order))?;
+    program.aim(&traffic.driver(order))?;
+    floor.aim(&forward.driver(floor_order))?;
+    if let Some((traffic, probe)) = &mut before_each {
+        probe.aim(&traffic.driver(order))?;
+    }
+    let mut times = Times::default();
+    // The first round warms up.
+    for round in 0..=runs {
+        if let Some((traffic, probe)) = &before_each {
+            bench.counted(probe, traffic, FRESH)?;
+        }
+        let took = [
+            bench.time(&nothing, &traffic, repeat)?,
+            bench.time(&floor, &forward, REPEAT)?,
+            bench.counted(&program, &traffic, repeat)?,
+        ];
+        if round > 0 {
+            let [nothing, floor, program] = took.map(|took| took.as_nanos() as u32);
+            times.nothing.push(nothing);
+            times.floor.push(floor);
+            times.program.push(program);
+        }
+    }
+    Ok(times)
+}
+
+impl Bench<'_> {
+    fn traffic(&self, leg: Leg) -> Result<Traffic> {
+        leg.traffic(self.case.version, self.case.protocol)
+    }
+
+    fn target(&self, hook: Hook) -> Result<Target> {
+        let name = if hook == Hook::Ingress { "tc_ingress" } else { "tc_egress" };
+        Ok(Target::Program(self.machine.program_fd(name)?))
+    }
+
+    fn probe(&self, target: Target) -> Result<Probe> {
+        Probe::new(self.object, self.case.version, target)
+    }
+
+    fn time(&self, probe: &Probe, traffic: &Traffic, repeat: u32) -> Result<Duration> {
+        let ifindex = self.machine.index_of(&traffic.place.interface)?;
+        probe.run(&traffic.frame, &skb_context(&traffic.place, ifindex), repeat)
+    }
+
+    /// The same, of one of the product's programs: each packet must have got the verdict that was to be measured.
+    fn counted(&self, probe: &Probe, traffic: &Traffic, repeat: u32) -> Result<Duration> {
+        let before = self.machine.counters()?;
+        let took = self.time(probe, traffic, repeat)?;
+        let after = self.machine.counters()?;
+        let counted = |reason: Reason| after[reason as usize] - before[reason as usize];
+        let others: Vec<_> = Reason::ALL
+            .iter()
+            .filter(|reason| **reason != traffic.reason && counted(**reason) > 0)
+            .map(|reason| format!("{} {}", counted(*reason), reason.name()))
+            .collect();
+        let expected = traffic.reason.name();
+        ensure!(others.is_empty(), "expected {repeat} packets {expected}, got {}", others.join(", "));
+        ensure!(counted(traffic.reason) == u64::from(repeat), "not each packet was counted as {expected}");
+        Ok(took)
+    }
+
+    /// What must be in the tables beforehand.
+    fn make_flows(&self) -> Result<()> {
+        let flows = if self.case.flows == Flows::Many { MANY } else { 1 };
+        let legs: Vec<(Leg, u32)> = match self.case.flows {
+            Flows::Fresh => Vec::new(),
+            // Two or three entries for each, so that the table is full several times over.
+            Flows::FreshInFullTable => vec![(self.case.before_each.unwrap_or(self.case.measured), 2 * SMALL_TABLE)],
+            Flows::One | Flows::Many => self.case.before.iter().map(|leg| (*leg, flows)).collect(),
+        };
+        for (leg, flows) in legs {
+            let traffic = self.traffic(leg)?;
+            let mut probe = self.probe(self.target(leg.hook())?)?;
+            probe.aim(&traffic.driver(Order::Once(0)))?;
+            self.counted(&probe, &traffic, flows).with_context(|| format!("{leg:?}"))?;
+        }
+        if self.case.measured == Leg::SnatReply {
+            let traffic = self.traffic(Leg::SnatReply)?;
+            match self.case.version {
+                Version::V4 => self.put_snat::<V4>(names::SNAT_V4, &traffic, flows)?,
+                Version::V6 => self.put_snat::<V6>(names::SNAT_V6, &traffic, flows)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries for the replies to `flows` connections.
+    fn put_snat<F: MapFamily>(&self, map: &str, replies: &Traffic, flows: u32) -> Result<()>
+    where
+        FlowKey<F>: Pod,
+        SnatEntry<F>: Pod,
+    {
+        let clients = self.traffic(Leg::Source)?;
+        let data = MapData::from_id(self.map_id(map)?)?;
+        let mut table: HashMap<_, FlowKey<F>, SnatEntry<F>> = aya::maps::Map::from_map_data(data)?.try_into()?;
+        for flow in 0..flows {
+            let key = key::<F>(replies, self.case.protocol, flow)?;
+            let client = clients.tuple(flow).src;
+            let entry = SnatEntry {
+                client: F::from_ip(client.ip()).context("an address of another family")?,
+                client_port: client.port(),
+                state: FlowState::Established,
+                flags: 0,
+                last_seen_s: 0,
+                check: key.check(),
+            };
+            table.insert(key, entry, 0).context(map.to_owned())?;
+        }
+        Ok(())
+    }
+
+    fn map_id(&self, name: &str) -> Result<u32> {
+        let map = self.machine.map(name)?;
+        let aya::maps::Map::LruHashMap(data) = map else { anyhow::bail!("{name} is no LRU map") };
+        Ok(data.info()?.id())
+    }
+
+    /// The floor always carries packets to the ClusterIP.
+    fn floor(&self, last_step: u32) -> Result<Probe> {
+        let mut probe = self.probe(Target::Floor { last_step })?;
+        let forward = Leg::Forward.traffic(self.case.version, Protocol::Tcp)?;
+        let flows = if self.case.flows == Flows::Many { MANY } else { 1 };
+        match self.case.version {
+            Version::V4 => fill::<V4>(&mut probe, &forward, flows)?,
+            Version::V6 => fill::<V6>(&mut probe, &forward, flows)?,
+        }
+        probe.aim(&forward.driver(Order::Among(1)))?;
+        let ifindex = self.machine.index_of(&forward.place.interface)?;
+        let next = u32::MAX;
+        probe.check(&forward.frame, &skb_context(&forward.place, ifindex), next).context("the floor")?;
+        Ok(probe)
+    }
+}
+
+fn fill<F: MapFamily + FloorMaps>(probe: &mut Probe, traffic: &Traffic, flows: u32) -> Result<()>
+where
+    FlowKey<F>: Pod,
+    FloorFlow<F>: Pod,
+    ServiceKey<F>: Pod,
+{
+    let keys = (0..flows).map(|flow| key::<F>(traffic, Protocol::Tcp, flow)).collect::<Result<Vec<_>>>()?;
+    probe.fill_floor(keys.into_iter())
+}
+
+fn key<F: MapFamily>(traffic: &Traffic, protocol: Protocol, flow: u32) -> Result<FlowKey<F>> {
+    let tuple = traffic.tuple(flow);
+    let address = |ip| F::from_ip(ip).context("an address of another family");
+    let (src, dst) = (address(tuple.src.ip())?, address(tuple.dst.ip())?);
+    let number = if protocol == Protocol::Tcp { TCP } else { UDP };
+    Ok(FlowKey::new(src, tuple.src.port(), dst, tuple.dst.port(), number))
+}
