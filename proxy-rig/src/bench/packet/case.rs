@@ -32,7 +32,7 @@ pub(super) struct Case {
     pub(super) version: Version,
     pub(super) protocol: Protocol,
     pub(super) state: &'static str,
-    /// Each is run once for all flows.
+    /// Each is run once for each flow.
     pub(super) before: &'static [Leg],
     /// This is run for the same flows before each measurement (fresh flows only).
     pub(super) before_each: Option<Leg>,
@@ -61,17 +61,22 @@ const fn other(before: &'static [Leg], measured: Leg) -> Line {
     Line { state: "not a Service", before, before_each: None, measured, udp: false, known_ns: Some(NOT_A_SERVICE_NS) }
 }
 
+/// Both sides have answered: the flows stand where they stay.
+const DIRECT: &[Leg] = &[Leg::Open, Leg::Accept, Leg::Forward];
+/// The answer to our source port is told to the table between the second and the third.
+const REMOTE: &[Leg] = &[Leg::OpenNodePort, Leg::OpenOut, Leg::AcceptOut, Leg::ForwardNodePort, Leg::Source];
+
 const LINES: [Line; 9] = [
-    known("established, to the endpoint", &[Leg::Open, Leg::Accept], Leg::Forward, true),
-    known("established, reply", &[Leg::Open, Leg::Accept], Leg::Reply, true),
-    known("established, out by SNAT", &[Leg::OpenNodePort, Leg::OpenOut], Leg::Source, false),
+    known("established, to the endpoint", DIRECT, Leg::Forward, true),
+    known("established, reply", DIRECT, Leg::Reply, true),
+    known("established, out by SNAT", REMOTE, Leg::Source, false),
     // The entries are put into the table by hand: where the ports lie is Weir's choice.
     known("established, reply to SNAT", &[], Leg::SnatReply, false),
     new("new, to a ClusterIP", None, Leg::Open, true),
     new("new, to a NodePort, endpoint elsewhere", None, Leg::OpenNodePort, true),
     new("new, out by SNAT", Some(Leg::OpenNodePort), Leg::OpenOut, false),
-    other(&[Leg::Open], Leg::Elsewhere),
-    other(&[Leg::Open], Leg::BackElsewhere),
+    other(DIRECT, Leg::Elsewhere),
+    other(DIRECT, Leg::BackElsewhere),
 ];
 
 pub(super) fn all() -> Vec<Case> {

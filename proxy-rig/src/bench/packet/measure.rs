@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod,
-    maps::{HashMap, MapData},
+    maps::{HashMap, Map, MapData},
 };
 use proxy_agent::{dataplane::MapFamily, loader::Capacities};
 use proxy_common::{
-    abi::{FlowKey, FlowState, Reason, ServiceKey, SnatEntry, names},
+    abi::{FlowKey, FlowState, Reason, ServiceKey, SnatEntry, capacity, names},
     bench::{FLOOR_STEPS, FloorFlow},
     net::{TCP, UDP, V4, V6},
 };
@@ -26,8 +26,10 @@ use crate::scenario::{Hook, KernelMachine, Machine, SimulatedNode, skb_context};
 const REPEAT: u32 = 4 * MANY;
 /// Packets of one run over fresh flows: all runs together must find room in the tables.
 const FRESH: u32 = 4096;
-/// Connection tables of this size are full soon.
-const SMALL_TABLE: u32 = 65_536;
+/// Flows that are made at once: they must find room where flows stand that are not answered yet.
+const BATCH: u32 = 8192;
+/// Fresh flows enough to fill the tables of new flows several times over.
+const FILL: u32 = 2 * capacity::NEW_FLOWS as u32;
 
 const WHOLE_FLOOR: u32 = FLOOR_STEPS.len() as u32 - 1;
 
@@ -46,9 +48,12 @@ struct Bench<'a> {
 }
 
 pub(super) fn measure(object: &Object, node: &SimulatedNode, case: &Case, runs: u32) -> Result<Times> {
-    let full = case.flows == Flows::FreshInFullTable;
-    let table = if full { SMALL_TABLE } else { Capacities::default().conntrack };
-    let capacities = Capacities { conntrack: table, ..Capacities::default() };
+    let default = Capacities::default();
+    let capacities = match case.flows {
+        // Room for all runs.
+        Flows::Fresh => Capacities { new_flows: default.conntrack, new_snat: default.snat, ..default },
+        _ => default,
+    };
     let mut machine = KernelMachine::with_real_clock(node.clone(), capacities)?;
     machine.program(&objects(node.spec(), case.version)?)?;
     let bench = Bench { object, case, machine };
@@ -66,7 +71,7 @@ pub(super) fn measure(object: &Object, node: &SimulatedNode, case: &Case, runs: 
         Flows::One => (Order::Among(1), REPEAT),
         Flows::Many => (Order::Among(MANY), REPEAT),
         Flows::Fresh => (Order::Once(0), FRESH),
-        Flows::FreshInFullTable => (Order::Once(4 * SMALL_TABLE), FRESH),
+        Flows::FreshInFullTable => (Order::Once(FILL), FRESH),
     };
     let floor_order = if case.flows == Flows::Many { order } else { Order::Among(1) };
     nothing.aim(&traffic.driver(order))?;
@@ -135,39 +140,62 @@ impl Bench<'_> {
     /// What must be in the tables beforehand.
     fn make_flows(&self) -> Result<()> {
         let flows = if self.case.flows == Flows::Many { MANY } else { 1 };
-        let legs: Vec<(Leg, u32)> = match self.case.flows {
-            Flows::Fresh => Vec::new(),
-            // Two or three entries for each, so that the table is full several times over.
-            Flows::FreshInFullTable => vec![(self.case.before_each.unwrap_or(self.case.measured), 2 * SMALL_TABLE)],
-            Flows::One | Flows::Many => self.case.before.iter().map(|leg| (*leg, flows)).collect(),
+        let opening = [self.case.before_each.unwrap_or(self.case.measured)];
+        let (legs, flows): (&[Leg], u32) = match self.case.flows {
+            Flows::Fresh => return Ok(()),
+            Flows::FreshInFullTable => (&opening, FILL),
+            Flows::One | Flows::Many => (self.case.before, flows),
         };
-        for (leg, flows) in legs {
-            let traffic = self.traffic(leg)?;
-            let mut probe = self.probe(self.target(leg.hook())?)?;
-            probe.aim(&traffic.driver(Order::Once(0)))?;
-            self.counted(&probe, &traffic, flows).with_context(|| format!("{leg:?}"))?;
+        let mut probes = Vec::new();
+        for leg in legs {
+            probes.push((*leg, self.traffic(*leg)?, self.probe(self.target(leg.hook())?)?));
+        }
+        for first in (0..flows).step_by(BATCH as usize) {
+            for (leg, traffic, probe) in &mut probes {
+                probe.aim(&traffic.driver(Order::Once(first)))?;
+                let packets = BATCH.min(flows - first);
+                self.counted(probe, traffic, packets).with_context(|| format!("{leg:?}"))?;
+                if *leg == Leg::OpenOut {
+                    self.by_version(Bench::answer_snat::<V4>, Bench::answer_snat::<V6>)?;
+                }
+            }
         }
         if self.case.measured == Leg::SnatReply {
-            let traffic = self.traffic(Leg::SnatReply)?;
-            match self.case.version {
-                Version::V4 => self.put_snat::<V4>(names::SNAT_V4, &traffic, flows)?,
-                Version::V6 => self.put_snat::<V6>(names::SNAT_V6, &traffic, flows)?,
-            }
+            let put = |bench: &Self| bench.put_snat::<V4>(names::SNAT_V4, flows);
+            self.by_version(put, |bench| bench.put_snat::<V6>(names::SNAT_V6, flows))?;
+        }
+        Ok(())
+    }
+
+    fn by_version(&self, v4: impl Fn(&Self) -> Result<()>, v6: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        if self.case.version == Version::V4 { v4(self) } else { v6(self) }
+    }
+
+    /// The endpoints' answers to our source ports, which lie where Weir chose them: told to the table, not sent.
+    fn answer_snat<F: MapFamily>(&self) -> Result<()>
+    where
+        FlowKey<F>: Pod,
+        SnatEntry<F>: Pod,
+    {
+        let name = if F::VERSION == 4 { names::NEW_SNAT_V4 } else { names::NEW_SNAT_V6 };
+        let mut table = self.snat_table::<F>(name)?;
+        let entries = table.iter().collect::<Result<Vec<_>, _>>().context(name)?;
+        for (key, entry) in entries {
+            table.insert(key, SnatEntry { state: FlowState::Established, ..entry }, 0).context(name)?;
         }
         Ok(())
     }
 
     /// Entries for the replies to `flows` connections.
-    fn put_snat<F: MapFamily>(&self, map: &str, replies: &Traffic, flows: u32) -> Result<()>
+    fn put_snat<F: MapFamily>(&self, map: &str, flows: u32) -> Result<()>
     where
         FlowKey<F>: Pod,
         SnatEntry<F>: Pod,
     {
-        let clients = self.traffic(Leg::Source)?;
-        let data = MapData::from_id(self.map_id(map)?)?;
-        let mut table: HashMap<_, FlowKey<F>, SnatEntry<F>> = aya::maps::Map::from_map_data(data)?.try_into()?;
+        let (replies, clients) = (self.traffic(Leg::SnatReply)?, self.traffic(Leg::Source)?);
+        let mut table = self.snat_table::<F>(map)?;
         for flow in 0..flows {
-            let key = key::<F>(replies, self.case.protocol, flow)?;
+            let key = key::<F>(&replies, self.case.protocol, flow)?;
             let client = clients.tuple(flow).src;
             let entry = SnatEntry {
                 client: F::from_ip(client.ip()).context("an address of another family")?,
@@ -182,10 +210,15 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn map_id(&self, name: &str) -> Result<u32> {
-        let map = self.machine.map(name)?;
-        let aya::maps::Map::LruHashMap(data) = map else { anyhow::bail!("{name} is no LRU map") };
-        Ok(data.info()?.id())
+    /// Writable: the machine's own handles are for reading.
+    fn snat_table<F: MapFamily>(&self, name: &str) -> Result<HashMap<MapData, FlowKey<F>, SnatEntry<F>>>
+    where
+        FlowKey<F>: Pod,
+        SnatEntry<F>: Pod,
+    {
+        let Map::LruHashMap(data) = self.machine.map(name)? else { bail!("{name} is no LRU map") };
+        let data = MapData::from_id(data.info()?.id())?;
+        Ok(Map::from_map_data(data)?.try_into()?)
     }
 
     /// The floor always carries packets to the ClusterIP.

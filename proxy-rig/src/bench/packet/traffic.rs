@@ -49,6 +49,10 @@ pub(super) enum Leg {
     /// On to the endpoint on another node; egress of the uplink.
     OpenOut,
     Source,
+    /// Back from there, after the source was translated back; egress of the uplink.
+    AcceptOut,
+    /// Later packets to a NodePort.
+    ForwardNodePort,
     /// Back from there; ingress of the uplink.
     SnatReply,
     /// To a pod without a Service, and back.
@@ -106,6 +110,8 @@ impl Leg {
             Leg::Accept => (pod, client, "synack", back),
             Leg::Reply => (pod, client, "ack", back),
             Leg::OpenNodePort => (client, node_port, "syn", [CLIENT, SAME, CLIENT_PORT, SERVER]),
+            Leg::ForwardNodePort => (client, node_port, "ack", [CLIENT, SAME, CLIENT_PORT, SERVER]),
+            Leg::AcceptOut => (remote, client, "synack", [SERVER, CLIENT, SAME, CLIENT_PORT]),
             Leg::OpenOut => (client, remote, "syn", [CLIENT, SERVER, CLIENT_PORT, SAME]),
             Leg::Source => (client, remote, "ack", [CLIENT, SERVER, CLIENT_PORT, SAME]),
             Leg::SnatReply => (remote, snat, "ack", [SERVER, SAME, SAME, SNAT_PORT]),
@@ -123,9 +129,10 @@ impl Leg {
     }
 
     pub(super) fn hook(self) -> Hook {
+        use Leg::{Accept, AcceptOut, BackElsewhere, OpenOut, Reply, Source};
         match self {
-            Leg::Open | Leg::Forward | Leg::OpenNodePort | Leg::SnatReply | Leg::Elsewhere => Hook::Ingress,
-            Leg::Accept | Leg::Reply | Leg::OpenOut | Leg::Source | Leg::BackElsewhere => Hook::Egress,
+            Accept | Reply | OpenOut | Source | AcceptOut | BackElsewhere => Hook::Egress,
+            _ => Hook::Ingress,
         }
     }
 
@@ -139,8 +146,8 @@ impl Leg {
     fn reason(self) -> Reason {
         match self {
             Leg::Open | Leg::OpenNodePort => Reason::NewFlow,
-            Leg::Forward => Reason::Forward,
-            Leg::Accept | Leg::Reply => Reason::Reply,
+            Leg::Forward | Leg::ForwardNodePort => Reason::Forward,
+            Leg::Accept | Leg::Reply | Leg::AcceptOut => Reason::Reply,
             Leg::OpenOut | Leg::Source => Reason::Snat,
             Leg::SnatReply => Reason::SnatReply,
             Leg::Elsewhere => Reason::NotOurs,
