@@ -9,6 +9,7 @@ const MAX_OFFSET: usize = 0x3fff;
 
 /// The linear part of a packet. Must not be used after a call that may move packet data.
 pub(crate) struct Frame {
+    skb: *mut __sk_buff,
     start: usize,
     end: usize,
 }
@@ -19,7 +20,7 @@ impl Frame {
         // SAFETY: `skb` is the program's context; volatile, so that a later `of` reads the pointers anew.
         let (start, end) =
             unsafe { ((&raw const (*skb).data).read_volatile(), (&raw const (*skb).data_end).read_volatile()) };
-        Self { start: start as usize, end: end as usize }
+        Self { skb, start: start as usize, end: end as usize }
     }
 
     #[inline(always)]
@@ -37,6 +38,18 @@ impl Bytes for Frame {
         // SAFETY: of the frame's own start and end.
         unsafe { load_at(self.start + offset, self.end) }
     }
+
+    #[inline(always)]
+    fn frame_len(&self) -> usize {
+        // SAFETY: context.
+        unsafe { (*self.skb).len as usize }
+    }
+
+    #[inline(always)]
+    fn is_large_segment(&self) -> bool {
+        // SAFETY: context.
+        unsafe { (*self.skb).gso_size != 0 }
+    }
 }
 
 /// A frame read at offsets that hang on several fields of the packet. LLVM would compute the bound and the pointer apart from
@@ -52,6 +65,16 @@ impl Bytes for Deep {
         }
         // SAFETY: of the frame's own start and end.
         unsafe { load_at(core::hint::black_box(self.0.start + offset), self.0.end) }
+    }
+
+    #[inline(always)]
+    fn frame_len(&self) -> usize {
+        self.0.frame_len()
+    }
+
+    #[inline(always)]
+    fn is_large_segment(&self) -> bool {
+        self.0.is_large_segment()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Carries out the translation of an ICMP error: its own addresses, the packet that it quotes, and the checksums of both.
 
 use crate::frame::{Deep, Frame};
-use crate::rewrite::{Failed, RewriteFamily, replace_l4, store, swap_link_addresses};
+use crate::rewrite::{Failed, RewriteFamily, ports, replace_l4, store, swap_link_addresses};
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::lb::{CHANGED_DST, CHANGED_SRC, Work};
-use proxy_common::net::{Bytes, Difference, UDP, checksum_offset};
+use proxy_common::net::{Bytes, Difference, SCTP, UDP, checksum_offset, sctp_checksum_change, transport_len};
 
 /// Offset of the checksum in an ICMP or ICMPv6 header (RFC 792, RFC 4443).
 const ICMP_CHECK: u32 = 2;
@@ -44,8 +44,10 @@ fn rewrite_quote<F: RewriteFamily>(skb: *mut __sk_buff, work: &Work<F>) -> Resul
         store(skb, l3 + IPV4_CHECK, &after)?;
         changed = changed.word(check, after);
     }
-    if work.quoted_checksum {
-        let at = l4 + checksum_offset(work.quote.protocol) as u32;
+    let at = l4 + checksum_offset(work.quote.protocol) as u32;
+    if work.quoted_checksum && work.quote.protocol == SCTP {
+        changed = changed.and(rewrite_quoted_sctp(skb, work, at)?);
+    } else if work.quoted_checksum {
         let check: u16 = Deep(Frame::of(skb)).load(at as usize).ok_or(Failed)?;
         let udp = work.quote.protocol == UDP;
         // RFC 768: zero says that there is none; a computed zero is sent as 0xffff.
@@ -62,4 +64,15 @@ fn rewrite_quote<F: RewriteFamily>(skb: *mut __sk_buff, work: &Work<F>) -> Resul
     store(skb, l3 + F::DST, &new.dst)?;
     store(skb, l4, &[new.src_port.to_be(), new.dst_port.to_be()])?;
     Ok(changed)
+}
+
+/// Rewrites the checksum at `at`; it goes over the quoted packet as it was before it was cut. Returns what has changed.
+#[inline(always)]
+fn rewrite_quoted_sctp<F: RewriteFamily>(skb: *mut __sk_buff, work: &Work<F>, at: u32) -> Result<Difference, Failed> {
+    let frame = Deep(Frame::of(skb));
+    let len = transport_len(&frame, &work.quote).ok_or(Failed)?;
+    let before: u32 = frame.load(at as usize).ok_or(Failed)?;
+    let after = before ^ sctp_checksum_change(ports(&work.quote.tuple), ports(&work.quoted.tuple), len).to_le();
+    store(skb, at, &after)?;
+    Ok(Difference::NONE.word(before as u16, after as u16).word((before >> 16) as u16, (after >> 16) as u16))
 }

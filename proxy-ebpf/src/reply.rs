@@ -1,24 +1,26 @@
 //! Answers a packet with an ICMP "port unreachable" (RFC 792 type 3 code 3, RFC 4443 type 1 code 4).
 //!
-//! The answer comes from the frontend and quotes the network header with its options and the L4 header: 20 bytes of TCP, 8 of
-//! UDP. (A packet whose TCP checksum is still partial cannot be cut shorter.)
+//! The answer comes from the frontend and quotes the network header with its options and the L4 header: 20 bytes of TCP (a
+//! packet whose checksum is still partial cannot be cut shorter), 8 of UDP, 20 of SCTP (the header, and an INIT as far as its tag:
+//! without it Linux does not know its association again).
 
 use crate::frame::Frame;
 use crate::maps::ICMP_BUDGET;
-use crate::rewrite::{Failed, store, swap_link_addresses};
+use crate::rewrite::{Failed, partial_checksum, store, swap_link_addresses};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_skb_change_tail};
 use bytemuck::{Pod, Zeroable};
 use proxy_common::net::{
-    Address, Bytes, ETH_LEN, Family, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, V4, V6, checksum_offset, fold, is_icmp,
+    Address, Bytes, ETH_LEN, Family, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, SCTP, UDP, V4, V6, checksum_offset, fold,
+    is_icmp,
 };
 
 /// ICMP errors per second and CPU. Linux's own default is 1,000 per second (net.ipv4.icmp_msgs_per_sec).
 const ERRORS_PER_S: u32 = 1_000;
 /// Type, code, checksum, unused.
 const ICMP_LEN: usize = 8;
-/// The quoted part is summed word by word: 60 bytes of IPv4 header or 40 + 64 of IPv6, and 20 of TCP.
+/// The quoted part is summed word by word: 60 bytes of IPv4 header or 40 + 64 of IPv6, and 20 of TCP or SCTP.
 const MAX_QUOTED_WORDS: usize = 31;
 const TTL: u8 = 64;
 
@@ -47,7 +49,7 @@ pub(crate) trait ReplyFamily: Family {
 /// Turns the packet into its own refusal, ready to be sent back out of its interface.
 #[inline(always)]
 pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> Result<(), Failed> {
-    let l4_len: u32 = if packet.is_tcp() { 20 } else { 8 };
+    let l4_len: u32 = if packet.protocol == UDP { 8 } else { 20 };
     let keep = u32::from(packet.l4_offset) + l4_len;
     let quoted_len = keep - ETH_LEN as u32;
     if is_icmp(packet.protocol) || quoted_len > (MAX_QUOTED_WORDS * 4) as u32 {
@@ -57,7 +59,12 @@ pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> 
     if unsafe { bpf_skb_change_tail(skb.cast(), keep, 0) } != 0 {
         return Err(Failed);
     }
-    let quoted_sum = match partial_checksum(skb, packet)? {
+    let partial = match packet.protocol {
+        // One that is partial is zero here, and stays so up to a socket of this machine.
+        SCTP => None,
+        protocol => partial_checksum(skb, u32::from(packet.l4_offset) + checksum_offset(protocol) as u32)?,
+    };
+    let quoted_sum = match partial {
         None => sum_quoted(skb, keep as usize),
         // The device, or the kernel in its place, completes it yet; the L4 header then sums up to the complement of what stands in
         // the checksum field now.
@@ -85,24 +92,6 @@ fn sum_quoted(skb: *mut __sk_buff, end: usize) -> u32 {
         sum += u32::from(u16::from_be(pair[0])) + u32::from(u16::from_be(pair[1]));
     }
     sum
-}
-
-/// The quoted L4 checksum, if it is partial: only then does bpf_l4_csum_replace leave it alone where a pseudo-header is not
-/// concerned. Nothing else tells.
-#[inline(always)]
-fn partial_checksum<F: Family>(skb: *mut __sk_buff, packet: &Packet<F>) -> Result<Option<u16>, Failed> {
-    let at = u32::from(packet.l4_offset) + checksum_offset(packet.protocol) as u32;
-    let Some(before) = Frame::of(skb).load::<u16>(at as usize) else { return Err(Failed) };
-    // SAFETY: context; the helper checks the offset.
-    if unsafe { bpf_l4_csum_replace(skb.cast(), at, 0, 1, 2) } != 0 {
-        return Err(Failed);
-    }
-    let Some(after) = Frame::of(skb).load::<u16>(at as usize) else { return Err(Failed) };
-    if before == after {
-        return Ok(Some(u16::from_be(before)));
-    }
-    store(skb, at, &before)?;
-    Ok(None)
 }
 
 #[repr(C)]

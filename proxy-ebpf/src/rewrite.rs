@@ -4,10 +4,14 @@
 //! bpf_l4_csum_replace. All writes go through helpers: a direct write would make the kernel copy the head of every packet
 //! that a socket still holds (TCP sends clones), changed or not.
 
+use crate::frame::{Deep, Frame};
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 use proxy_common::lb::{CHANGED_DST, CHANGED_DST_PORT, CHANGED_SRC, CHANGED_SRC_PORT, Rewrite};
-use proxy_common::net::{ETH_LEN, Family, Fragment, Ipv4, Ipv6, Packet, UDP, V4, V6, checksum_offset};
+use proxy_common::net::{
+    Bytes, ETH_LEN, Family, Fragment, Ipv4, Ipv6, Packet, ParseFamily, SCTP, Tuple, UDP, V4, V6, checksum_offset,
+    sctp_checksum_change, transport_len,
+};
 
 /// The packet could not be changed (no memory for a private copy of its head).
 pub(crate) struct Failed;
@@ -44,7 +48,7 @@ pub(crate) fn replace_l4(skb: *mut __sk_buff, offset: u32, from: u64, to: u64, f
 }
 
 /// A family's way to put another address into a packet.
-pub(crate) trait RewriteFamily: Family {
+pub(crate) trait RewriteFamily: ParseFamily {
     const SRC: u32;
     const DST: u32;
     /// Patches the checksums for an address that changes from `from` to `to`. `l4_check` is the L4 checksum's offset.
@@ -157,7 +161,11 @@ pub(crate) fn rewrite<F: RewriteFamily>(
     let flags = if packet.protocol == UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
     let (old, new) = (&packet.tuple, &rewrite.tuple);
     if matches!(packet.fragment, Fragment::Later) {
-        return rewrite_later_fragment(skb, packet, rewrite);
+        rewrite_addresses(skb, packet, rewrite)?;
+        return if rewrite.bounce { swap_link_addresses(skb) } else { Ok(()) };
+    }
+    if packet.protocol == SCTP {
+        return rewrite_sctp(skb, packet, rewrite);
     }
     if rewrite.changed & CHANGED_SRC != 0 {
         F::replace(skb, l3, l4_check, &old.src, &new.src, flags)?;
@@ -176,9 +184,10 @@ pub(crate) fn rewrite<F: RewriteFamily>(
     if rewrite.bounce { swap_link_addresses(skb) } else { Ok(()) }
 }
 
-/// Rewrites the addresses of a packet whose L4 header is in another one.
+/// Rewrites the addresses of a packet over which no checksum but IPv4's goes: SCTP's does not, and that of a later fragment is
+/// in another packet.
 #[inline(always)]
-fn rewrite_later_fragment<F: RewriteFamily>(
+fn rewrite_addresses<F: RewriteFamily>(
     skb: *mut __sk_buff,
     packet: &Packet<F>,
     rewrite: &Rewrite<F>,
@@ -191,7 +200,50 @@ fn rewrite_later_fragment<F: RewriteFamily>(
     if rewrite.changed & CHANGED_DST != 0 {
         F::replace_address(skb, l3, l3 + F::DST, &old.dst, &new.dst)?;
     }
+    Ok(())
+}
+
+/// Rewrites addresses, ports and link addresses of an SCTP packet.
+#[inline(always)]
+fn rewrite_sctp<F: RewriteFamily>(skb: *mut __sk_buff, packet: &Packet<F>, rewrite: &Rewrite<F>) -> Result<(), Failed> {
+    rewrite_addresses(skb, packet, rewrite)?;
+    if rewrite.changed & (CHANGED_SRC_PORT | CHANGED_DST_PORT) != 0 {
+        let (old, new) = (&packet.tuple, &rewrite.tuple);
+        let l4 = u32::from(packet.l4_offset);
+        let len = transport_len(&Frame::of(skb), packet).ok_or(Failed)?;
+        let at = l4 + checksum_offset(SCTP) as u32;
+        let check: u32 = Deep(Frame::of(skb)).load(at as usize).ok_or(Failed)?;
+        // A socket leaves zero there if the device, or the kernel in its place, is to compute it over what it finds.
+        if check != 0 || partial_checksum(skb, at)?.is_none() {
+            let change = sctp_checksum_change(ports(old), ports(new), len);
+            store_with(skb, at, &(check ^ change.to_le()), u64::from(BPF_F_RECOMPUTE_CSUM))?;
+        }
+        let ports = [new.src_port.to_be(), new.dst_port.to_be()];
+        store_with(skb, l4, &ports, u64::from(BPF_F_RECOMPUTE_CSUM))?;
+    }
     if rewrite.bounce { swap_link_addresses(skb) } else { Ok(()) }
+}
+
+/// The ports as they stand in a header, as one number.
+#[inline(always)]
+pub(crate) fn ports<F: Family>(tuple: &Tuple<F>) -> u32 {
+    u32::from(tuple.src_port) << 16 | u32::from(tuple.dst_port)
+}
+
+/// The two bytes of a checksum at `at`, if it is partial: only then does bpf_l4_csum_replace leave it alone where a
+/// pseudo-header is not concerned. Nothing else tells.
+#[inline(always)]
+pub(crate) fn partial_checksum(skb: *mut __sk_buff, at: u32) -> Result<Option<u16>, Failed> {
+    let before: u16 = Deep(Frame::of(skb)).load(at as usize).ok_or(Failed)?;
+    if replace_l4(skb, at, 0, 1, 2) != 0 {
+        return Err(Failed);
+    }
+    let after: u16 = Deep(Frame::of(skb)).load(at as usize).ok_or(Failed)?;
+    if before == after {
+        return Ok(Some(u16::from_be(before)));
+    }
+    store(skb, at, &before)?;
+    Ok(None)
 }
 
 #[inline(always)]
@@ -206,8 +258,7 @@ fn replace_port(skb: *mut __sk_buff, l4_check: u32, at: u32, from: u16, to: u16,
 /// Sends the packet back to where it came from, as far as the link is concerned.
 #[inline(always)]
 pub(crate) fn swap_link_addresses(skb: *mut __sk_buff) -> Result<(), Failed> {
-    use proxy_common::net::Bytes;
-    let Some(link) = crate::frame::Frame::of(skb).load::<[u16; ETH_LEN / 2 - 1]>(0) else { return Err(Failed) };
+    let Some(link) = Frame::of(skb).load::<[u16; ETH_LEN / 2 - 1]>(0) else { return Err(Failed) };
     let swapped = [link[3], link[4], link[5], link[0], link[1], link[2]];
     store(skb, 0, &swapped)
 }

@@ -136,7 +136,7 @@ pub(super) fn alive(pins: &Pins) -> Result<usize, TableError> {
     /// net.netfilter.nf_conntrack_tcp_timeout_established is five days; a day is generous enough for a warning.
     const TCP_IDLE_S: u32 = 86_400;
     const UDP_IDLE_S: u32 = 120;
-    let limit = |row: &FlowRow| if row.protocol == "TCP" { TCP_IDLE_S } else { UDP_IDLE_S };
+    let limit = |row: &FlowRow| if row.protocol == "UDP" { UDP_IDLE_S } else { TCP_IDLE_S };
     let rows = flows(pins, &FlowFilter::default())?;
     Ok(rows.iter().filter(|row| row.state != "closed" && row.idle_s <= limit(row)).count())
 }

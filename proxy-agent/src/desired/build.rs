@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     dataplane::MapFamily,
-    model::{EndpointSlice, Family, Protocol, Service, ServicePort, ServicePortName, TrafficPolicy},
+    model::{EndpointSlice, Family, Service, ServicePort, ServicePortName, TrafficPolicy},
 };
 
 /// What the desired state of a Service depends on besides its objects.
@@ -43,10 +43,6 @@ pub fn build_desired<'a>(
     let addresses = Addresses { external: &external, load_balancer: &load_balancer };
     for port in &service.ports {
         let name = ServicePortName::new(service.name.clone(), port.name.clone(), port.protocol);
-        if port.protocol == Protocol::Sctp {
-            warnings.insert(Warning::Sctp(name));
-            continue;
-        }
         ports.push(PortDesired {
             name,
             affinity_s: service.affinity_timeout_s.unwrap_or(0),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     desired::{ServiceDesired, SetKind},
-    model::{Endpoint, ServiceName, SlicePort},
+    model::{Endpoint, Protocol, ServiceName, SlicePort},
 };
 use proxy_common::abi::EmptySet;
 
@@ -175,11 +175,8 @@ fn source_ranges_bind_load_balancers_only() {
 #[test]
 fn what_cannot_be_programmed_is_named() {
     let mut service = service();
-    service.ports.push(ServicePort { name: "sig".into(), protocol: Protocol::Sctp, port: 9, node_port: None });
     service.external_ips = vec![ip("0.0.0.0"), ip("80.11.12.10"), ip("192.0.2.1")];
     let desired = build_with(&service, &[], &[], &[net("192.0.2.0/24")]);
-    assert_eq!(desired.ports.len(), 1);
-    assert_eq!(desired.warnings.len(), 3);
+    assert_eq!(desired.warnings.len(), 2);
     assert_eq!(frontend_texts(&desired).len(), 2);
-    assert!(desired.warnings.iter().any(|it| it.to_string().starts_with("default/web:sig/SCTP: SCTP")));
 }

@@ -70,8 +70,6 @@ pub enum SetKind {
 /// A part of a Service that is left out. The Service's other parts are programmed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Warning {
-    #[error("{0}: SCTP is not supported; the port is not programmed")]
-    Sctp(ServicePortName),
     #[error("{0} is in no range of the external addresses that are allowed; it is not programmed")]
     ExternalNotAllowed(IpAddr),
     #[error("{0} cannot be an external or load balancer address; it is not programmed")]

@@ -45,17 +45,18 @@ macro_rules! reasons {
 reasons! {
     None = 0, "none", "No packet was seen yet.";
     // Passed unchanged.
-    NotIp = 1, "not-ip", "Not an IPv4 or IPv6 packet, or one that carries a VLAN tag.";
+    NotIp = 1, "not-ip", "Not an IPv4 or IPv6 packet.";
     NotOurs = 2, "not-ours", "The address belongs to no Service.";
     Malformed = 3, "malformed", "The headers do not fit in the packet.";
     TooManyHeaders = 4, "too-many-headers", "More IPv6 extension headers than are looked at.";
-    UnsupportedProtocol = 5, "unsupported-protocol", "Neither TCP nor UDP.";
+    UnsupportedProtocol = 5, "unsupported-protocol", "Neither TCP, UDP nor SCTP.";
     LaterFragment = 6, "later-fragment", "A later fragment of a datagram that was not translated.";
-    NoFlow = 7, "no-flow", "A TCP segment in mid-connection without an entry.";
+    NoFlow = 7, "no-flow", "A TCP segment or SCTP packet in mid-connection without an entry.";
     UnknownPort = 8, "unknown-port", "An external or node address, but no such port.";
     OwnSocket = 9, "own-socket", "A connected UDP socket of this node owns the tuple.";
     NoTranslation = 10, "no-translation", "A packet on its way out that belongs to no flow.";
     FamilyOff = 11, "family-off", "The address family is switched off.";
+    VlanTag = 12, "vlan-tag", "Carries a VLAN tag: handled on its VLAN device.";
     // Translated.
     NewFlow = 20, "new-flow", "A new flow: endpoint chosen, DNAT.";
     Forward = 21, "forward", "A known flow: DNAT.";
@@ -87,6 +88,7 @@ reasons! {
     ReplyLimited = 72, "reply-limited", "Too many ICMP errors at the moment.";
     NotAnswerable = 73, "not-answerable", "Refused, but a packet that must not be answered by an ICMP error.";
     FragmentAlone = 74, "fragment-alone", "A later fragment to a Service, and no first one before it.";
+    SctpFragment = 75, "sctp-fragment", "A first fragment of an SCTP packet whose ports would change.";
     // Connect time.
     SockTranslated = 80, "sock-translated", "Connect time: endpoint chosen.";
     SockSticky = 81, "sock-sticky", "Connect time: the endpoint that this socket already uses.";

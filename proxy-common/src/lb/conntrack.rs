@@ -18,7 +18,7 @@ pub enum Side {
     Backend,
 }
 
-/// State after a segment (flags `tcp`) or a datagram (`tcp` = 0) from `side`.
+/// State after a segment (flags `tcp`, or what an SCTP chunk amounts to) or a datagram (`tcp` = 0) from `side`.
 #[inline(always)]
 #[must_use]
 pub fn next_state(state: FlowState, tcp: u8, side: Side) -> FlowState {
@@ -103,7 +103,7 @@ pub(super) fn lookup_conntrack<F: Family, T: Tables<F>>(
 /// True if the packet opens a new flow although the tuple has an entry.
 #[inline(always)]
 fn is_over<F: Family, T: Tables<F>>(tables: &T, flow: &Flow<F>, packet: &Packet<F>, now_s: u32) -> bool {
-    if !packet.is_tcp() {
+    if !packet.is_of_connection() {
         let idle = now_s.wrapping_sub(flow.last_seen_s) > tables.config().udp_timeout_s;
         return idle || is_gone(tables, flow);
     }
@@ -203,7 +203,7 @@ pub(super) fn note_reply<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
     now_s: u32,
 ) -> bool {
-    if !packet.is_tcp() {
+    if !packet.is_of_connection() {
         return note_datagram(tables, reply, key, now_s);
     }
     if packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {

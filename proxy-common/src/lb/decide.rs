@@ -27,9 +27,9 @@ pub fn decide<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, egress: 
     if matches!(work.packet.fragment, Fragment::Later) {
         return follow_fragment(tables, egress, work);
     }
-    let verdict = if egress { decide_egress(tables, env, work) } else { decide_ingress(tables, env, work) };
+    let mut verdict = if egress { decide_egress(tables, env, work) } else { decide_ingress(tables, env, work) };
     if matches!(work.packet.fragment, Fragment::First) {
-        remember_fragment(tables, egress, work, &verdict);
+        remember_fragment(tables, egress, work, &mut verdict);
     }
     verdict
 }

@@ -3,17 +3,22 @@
 
 use super::decide::UNALLOCATED;
 use super::tables::Tables;
-use super::verdict::{Rewrite, Verdict, Work};
+use super::verdict::{CHANGED_DST_PORT, CHANGED_SRC_PORT, Rewrite, Verdict, Work};
 use crate::abi::{ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, Action, FragEntry, FragKey, Reason};
-use crate::net::{Family, Packet};
+use crate::net::{Family, Packet, SCTP};
 
 /// A receiver keeps an incomplete datagram for 30 s (IPv4, net.ipv4.ipfrag_time) or 60 s (RFC 8200 section 4.5).
 const FRAGMENT_TIMEOUT_S: u32 = 60;
 
-/// Remembers what became of a first fragment.
+/// Remembers what became of a first fragment; one that cannot be translated right is dropped after all.
 #[inline(always)]
-pub fn remember_fragment<F: Family, T: Tables<F>>(tables: &T, egress: bool, work: &mut Work<F>, verdict: &Verdict) {
+pub fn remember_fragment<F: Family, T: Tables<F>>(tables: &T, egress: bool, work: &mut Work<F>, verdict: &mut Verdict) {
     let Work { packet, rewrite, frag_key, frag, .. } = work;
+    if packet.protocol == SCTP && rewrite.changed & (CHANGED_SRC_PORT | CHANGED_DST_PORT) != 0 {
+        // By how much the checksum changes depends on the length of the whole packet, which only its last fragment tells.
+        *verdict = Verdict::new(Action::Drop, Reason::SctpFragment, verdict.backend);
+        return;
+    }
     let ifindex = match verdict.action {
         Action::Pass => 0,
         Action::Redirect => verdict.ifindex,

@@ -11,7 +11,7 @@ use crate::abi::{
     FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason,
     SERVICE_SOURCE_RANGES, Service, ServiceKey,
 };
-use crate::net::{Address, Family, Packet};
+use crate::net::{Address, Family, Packet, UDP};
 
 /// Other source ports tried when another flow of the client has the tuple towards the same backend.
 const REMAP_TRIES: u32 = 8;
@@ -45,7 +45,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     addr_flags: u32,
 ) -> Verdict {
     let Work { packet, key, flow, .. } = work;
-    if packet.is_tcp() && !packet.is_syn() {
+    if packet.is_of_connection() && !packet.is_syn() {
         return Verdict::pass(Reason::NoFlow);
     }
     let tuple = &packet.tuple;
@@ -56,7 +56,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
             Verdict::pass(Reason::UnknownPort)
         };
     };
-    if !packet.is_tcp() && !env.own && addr_flags & ADDR_NODE != 0 && tables.has_connected_udp(tuple) {
+    if packet.protocol == UDP && !env.own && addr_flags & ADDR_NODE != 0 && tables.has_connected_udp(tuple) {
         return Verdict::pass(Reason::OwnSocket);
     }
     if service.flags & SERVICE_SOURCE_RANGES != 0 && !tables.source_allowed(service.id, &tuple.src) {
@@ -225,7 +225,7 @@ fn may_replace<F: Family, T: Tables<F>>(
             && forward.backend == flow.backend
             && forward.backend_port == flow.backend_port
             && !matches!(forward.state, FlowState::Closed)
-            && (packet.is_tcp() || now_s.wrapping_sub(forward.last_seen_s) <= udp_timeout_s)
+            && (packet.is_of_connection() || now_s.wrapping_sub(forward.last_seen_s) <= udp_timeout_s)
     });
     alive != Some(true)
 }

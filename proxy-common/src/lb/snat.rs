@@ -2,7 +2,7 @@
 
 use super::tables::{Insert, Step, Tables};
 use crate::abi::{Config, FLOW_UNCONFIRMED, Flow, FlowKey, FlowState, SnatEntry};
-use crate::net::{Address, Family, Packet, TCP, TCP_ACK, TCP_SYN};
+use crate::net::{Address, Family, Packet, TCP_ACK, TCP_SYN, UDP};
 
 use super::conntrack::{Side, is_answered, next_state};
 
@@ -181,7 +181,7 @@ fn probe<F: Family, T: Tables<F>>(tables: &T, search: &Search<F>, config: &Confi
             there.flags = search.flags | there.flags & FLOW_UNCONFIRMED;
             return Slot::Ours;
         }
-        let tcp = search.key.protocol == TCP;
+        let tcp = search.key.protocol != UDP;
         if is_reusable(there, &search.client, tcp, config, search.now_s) { Slot::Over } else { Slot::Busy }
     });
     slot.unwrap_or(Slot::Empty)

@@ -1,6 +1,6 @@
 //! What the parser found in a packet.
 
-use super::{Address, Family, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
+use super::{Address, Family, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
 
 /// Addresses and ports of a packet.
 #[repr(C)]
@@ -27,7 +27,7 @@ pub enum Fragment {
 pub struct Packet<F: Family> {
     pub tuple: Tuple<F>,
     pub protocol: u8,
-    /// RFC 9293 flags; zero unless TCP.
+    /// RFC 9293 flags; of SCTP, [`sctp_flags`](super::headers::sctp_flags); zero for all else.
     pub tcp_flags: u8,
     pub fragment: Fragment,
     /// An ICMP message that quotes another packet.
@@ -51,23 +51,24 @@ impl<F: Family> Packet<F> {
         l4_offset: 0,
     };
 
-    /// True for what Weir translates: TCP or UDP with ports.
+    /// True for what Weir translates: TCP, UDP or SCTP with ports.
     #[inline(always)]
     #[must_use]
     pub fn has_ports(&self) -> bool {
-        (self.protocol == TCP || self.protocol == UDP) && !matches!(self.fragment, Fragment::Later)
+        matches!(self.protocol, TCP | UDP | SCTP) && !matches!(self.fragment, Fragment::Later)
     }
 
+    /// A TCP segment, or a packet of an SCTP association: there is a first packet, and a last one.
     #[inline(always)]
     #[must_use]
-    pub fn is_tcp(&self) -> bool {
-        self.protocol == TCP
+    pub fn is_of_connection(&self) -> bool {
+        self.protocol == TCP || self.protocol == SCTP
     }
 
-    /// The segment that opens a connection: SYN alone, whatever else but ACK, RST and FIN is set.
+    /// The packet that opens a connection: SYN alone, whatever else but ACK, RST and FIN is set; an INIT chunk.
     #[inline(always)]
     #[must_use]
     pub fn is_syn(&self) -> bool {
-        self.is_tcp() && self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
+        self.is_of_connection() && self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
     }
 }

@@ -1,8 +1,16 @@
 //! The parser: bytes in, [`Packet`] out. Generic over where the bytes are, so that the kernel reads the frame in place.
 
-use super::headers::{ICMP, ICMP_LEN, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, SCTP, TCP, UDP, checksum_offset};
+use super::headers::{
+    ICMP, ICMP_LEN, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, SCTP, SCTP_LEN, TCP, TCP_SYN, UDP, checksum_len, checksum_offset,
+    sctp_flags,
+};
 use super::{Family, Fragment, Packet, V4, V6};
 use bytemuck::{Pod, Zeroable};
+
+/// RFC 9260 section 3.2: type, flags and length.
+const CHUNK_HEADER_LEN: usize = 4;
+/// RFC 9260 section 3.3.2: the initiate tag is the first field of an INIT chunk.
+const INIT_TAG_END: usize = SCTP_LEN + CHUNK_HEADER_LEN + 4;
 
 /// RFC 8200 sets no bound on the chain; real packets carry at most two or three.
 pub const MAX_EXTENSION_HEADERS: usize = 6;
@@ -11,6 +19,10 @@ pub const MAX_EXTENSION_HEADERS: usize = 6;
 pub trait Bytes {
     /// The value at byte `offset`, or `None` if the frame ends before its end.
     fn load<T: Pod>(&self, offset: usize) -> Option<T>;
+    /// Length of the whole frame: more than what can be loaded if its rest lies elsewhere.
+    fn frame_len(&self) -> usize;
+    /// True for a segment that will be cut into packets later (GSO). One beyond 64 KiB cannot say how long it is.
+    fn is_large_segment(&self) -> bool;
 }
 
 impl Bytes for [u8] {
@@ -18,12 +30,18 @@ impl Bytes for [u8] {
         let end = offset.checked_add(size_of::<T>())?;
         self.get(offset..end).map(bytemuck::pod_read_unaligned)
     }
+    fn frame_len(&self) -> usize {
+        self.len()
+    }
+    fn is_large_segment(&self) -> bool {
+        false
+    }
 }
 
 /// Why a frame was not understood. It is passed on unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ParseError {
-    /// Shorter than its headers say, or a header length below the minimum.
+    /// Shorter than its headers say, a header length below the minimum, or headers beyond the length that the packet states.
     Malformed,
     /// More than [`MAX_EXTENSION_HEADERS`] extension headers.
     TooManyHeaders,
@@ -67,10 +85,38 @@ struct ExtensionHeader {
 
 /// A family whose network header can be parsed.
 pub trait ParseFamily: Family {
-    /// Fills addresses, protocol, fragment, datagram id (of a fragment) and `l4_offset`.
-    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<Self>) -> Result<(), ParseError>;
-    /// How long the packet at `l3_offset` says that it is.
-    fn packet_len<B: Bytes + ?Sized>(bytes: &B, l3_offset: usize) -> Option<usize>;
+    /// Where its length field stands in the network header.
+    const LEN_OFFSET: usize;
+    /// What the length field does not count.
+    const NOT_IN_LEN: usize;
+    /// Fills addresses, protocol, fragment, datagram id (of a fragment) and `l4_offset`. Returns the length field.
+    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<Self>) -> Result<u16, ParseError>;
+}
+
+/// How many bytes the packet says that it has behind its network headers.
+#[inline(always)]
+pub fn transport_len<F: ParseFamily, B: Bytes + ?Sized>(bytes: &B, packet: &Packet<F>) -> Option<u16> {
+    let headers = packet.l4_offset.wrapping_sub(packet.l3_offset) as usize;
+    let len = packet_len::<F, B>(bytes, packet.l3_offset as usize)?;
+    if len < headers { None } else { Some((len - headers) as u16) }
+}
+
+/// How long the packet at `l3_offset` says that it is.
+#[inline(always)]
+fn packet_len<F: ParseFamily, B: Bytes + ?Sized>(bytes: &B, l3_offset: usize) -> Option<usize> {
+    let field: [u8; 2] = bytes.load(l3_offset + F::LEN_OFFSET)?;
+    Some(u16::from_be_bytes(field) as usize + F::NOT_IN_LEN)
+}
+
+/// Where in the frame a packet with this length field ends. Behind it a frame may be padded.
+#[inline(always)]
+fn packet_end<F: ParseFamily, B: Bytes + ?Sized>(bytes: &B, l3_offset: usize, field: u16) -> Option<usize> {
+    let frame_end = bytes.frame_len();
+    if field == 0 && bytes.is_large_segment() {
+        return Some(frame_end);
+    }
+    let end = l3_offset + F::NOT_IN_LEN + field as usize;
+    if end <= frame_end { Some(end) } else { None }
 }
 
 /// Parses the packet whose network header starts at `l3_offset`.
@@ -87,11 +133,16 @@ pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
     packet.fragment = Fragment::Whole;
     packet.icmp_error = false;
     packet.datagram_id = 0;
-    F::parse_network(bytes, packet)?;
-    if matches!(packet.fragment, Fragment::Later) {
+    let field = F::parse_network(bytes, packet)?;
+    let end = packet_end::<F, B>(bytes, l3_offset, field).ok_or(ParseError::Malformed)?;
+    let l4 = packet.l4_offset as usize;
+    let later = matches!(packet.fragment, Fragment::Later);
+    if l4 + if later { 0 } else { least_len::<F>(packet.protocol) } > end {
+        return Err(ParseError::Malformed);
+    }
+    if later {
         return Ok(());
     }
-    let l4 = packet.l4_offset as usize;
     match packet.protocol {
         TCP => {
             // The whole header: the checksum must be there as well, or it could not be patched.
@@ -106,9 +157,16 @@ pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
             packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
         }
         SCTP => {
-            let head: [u8; 12] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+            let head: [u8; SCTP_LEN + CHUNK_HEADER_LEN] = bytes.load(l4).ok_or(ParseError::Malformed)?;
             packet.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
             packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
+            packet.tcp_flags = sctp_flags(head[SCTP_LEN]);
+            // A refusal quotes an INIT as far as its tag, by which the client knows it again.
+            if packet.tcp_flags == TCP_SYN
+                && (l4 + INIT_TAG_END > end || bytes.load::<u32>(l4 + INIT_TAG_END - 4).is_none())
+            {
+                return Err(ParseError::Malformed);
+            }
         }
         protocol if protocol == F::ICMP => {
             let head: [u8; ICMP_LEN] = bytes.load(l4).ok_or(ParseError::Malformed)?;
@@ -119,8 +177,20 @@ pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
     Ok(())
 }
 
+/// How much of its header a packet of `protocol` must carry.
+#[inline(always)]
+const fn least_len<F: Family>(protocol: u8) -> usize {
+    match protocol {
+        TCP => 20,
+        UDP => 8,
+        SCTP => SCTP_LEN + CHUNK_HEADER_LEN,
+        _ if protocol == F::ICMP => ICMP_LEN,
+        _ => 0,
+    }
+}
+
 /// Parses the packet that the ICMP error `error` quotes, as far as it must be there: RFC 792 demands eight bytes behind its
-/// network header. `None` if it has no ports; else, whether its TCP or UDP checksum is there as well.
+/// network header. `None` if it has no ports; else, whether its checksum is there as well.
 #[inline(always)]
 pub fn parse_quote<F: ParseFamily, B: Bytes + ?Sized>(
     bytes: &B,
@@ -137,23 +207,28 @@ pub fn parse_quote<F: ParseFamily, B: Bytes + ?Sized>(
         return None;
     }
     let l4 = quote.l4_offset as usize;
+    // Bytes of the frame behind the packet are none of the quote.
+    let end = error.l3_offset as usize + packet_len::<F, B>(bytes, error.l3_offset as usize)?;
+    if l4 + 8 > end {
+        return None;
+    }
     let head: [u8; 8] = bytes.load(l4)?;
     quote.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
     quote.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
-    // Bytes of the frame behind the packet are none of the quote.
-    let end = error.l3_offset as usize + F::packet_len(bytes, error.l3_offset as usize)?;
-    let check_end = l4 + checksum_offset(quote.protocol) + 2;
+    // That of SCTP is of use only with the length that it goes over.
+    if quote.protocol == SCTP && transport_len(bytes, quote)? < SCTP_LEN as u16 {
+        return Some(false);
+    }
+    let check_end = l4 + checksum_offset(quote.protocol) + checksum_len(quote.protocol);
     Some(check_end <= end && bytes.load::<[u8; 2]>(check_end - 2).is_some())
 }
 
 impl ParseFamily for V4 {
-    #[inline(always)]
-    fn packet_len<B: Bytes + ?Sized>(bytes: &B, l3_offset: usize) -> Option<usize> {
-        bytes.load::<[u8; 2]>(l3_offset + 2).map(|len| u16::from_be_bytes(len) as usize)
-    }
+    const LEN_OFFSET: usize = 2;
+    const NOT_IN_LEN: usize = 0;
 
     #[inline(always)]
-    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V4>) -> Result<(), ParseError> {
+    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V4>) -> Result<u16, ParseError> {
         let l3 = packet.l3_offset as usize;
         let header: Ipv4Header = bytes.load(l3).ok_or(ParseError::Malformed)?;
         let header_len = ((header.version_ihl & 0x0f) as usize) * 4;
@@ -171,7 +246,7 @@ impl ParseFamily for V4 {
         packet.tuple.src = super::Ipv4 { octets: header.src };
         packet.tuple.dst = super::Ipv4 { octets: header.dst };
         packet.l4_offset = (l3 + header_len) as u16;
-        Ok(())
+        Ok(u16::from_be_bytes(header.total_len))
     }
 }
 
@@ -183,13 +258,11 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 
 impl ParseFamily for V6 {
-    #[inline(always)]
-    fn packet_len<B: Bytes + ?Sized>(bytes: &B, l3_offset: usize) -> Option<usize> {
-        bytes.load::<[u8; 2]>(l3_offset + 4).map(|len| u16::from_be_bytes(len) as usize + IPV6_LEN)
-    }
+    const LEN_OFFSET: usize = 4;
+    const NOT_IN_LEN: usize = IPV6_LEN;
 
     #[inline(always)]
-    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V6>) -> Result<(), ParseError> {
+    fn parse_network<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V6>) -> Result<u16, ParseError> {
         let l3 = packet.l3_offset as usize;
         let header: Ipv6Header = bytes.load(l3).ok_or(ParseError::Malformed)?;
         if header.version_class_flow[0] >> 4 != 6 {
@@ -231,7 +304,7 @@ impl ParseFamily for V6 {
         }
         packet.protocol = protocol;
         packet.l4_offset = offset as u16;
-        Ok(())
+        Ok(u16::from_be_bytes(header.payload_len))
     }
 }
 

@@ -17,13 +17,16 @@ use proxy_common::lb::{
     Env, Tables, TranslatedFamily, Verdict, Work, decide_error, follow_fragment, pass_error, remember_fragment,
 };
 use proxy_common::net::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Fragment, Packet, ParseError, V4, V6, parse_packet, parse_quote,
+    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Fragment, Packet, ParseError, V4, V6, parse_packet,
+    parse_quote,
 };
 
 /// On with the next program, or with the stack (tcx and clsact alike).
 pub(crate) const TCX_NEXT: i32 = -1;
 /// As much of a packet as is made readable if its linear part is too short.
 const PULL_LEN: u32 = 256;
+/// The part of a VLAN tag that names the VLAN.
+const VLAN_NUMBER: u32 = 0x0fff;
 
 /// A family that the packet hooks handle.
 pub(crate) trait PacketFamily:
@@ -55,10 +58,11 @@ const ICMP_ERROR: i32 = 8;
 /// stack to itself.
 #[inline(always)]
 pub(crate) fn run<D: Direction>(skb: *mut __sk_buff, v4: Steps, v6: Steps) -> i32 {
-    // SAFETY: context. A frame with a VLAN tag beside it is handled on its VLAN device.
-    let (protocol, vlan) = unsafe { ((*skb).protocol, (*skb).vlan_present) };
+    // SAFETY: context.
+    let (protocol, tagged) = unsafe { ((*skb).protocol, is_vlan_tagged(skb)) };
     let reason = match u16::from_be(protocol as u16) {
-        _ if vlan != 0 => Reason::NotIp,
+        _ if tagged => Reason::VlanTag,
+        ETH_P_8021Q | ETH_P_8021AD => Reason::VlanTag,
         ETH_P_IP if config().has(CONFIG_IPV4) => return run_family::<D, V4>(skb, v4),
         ETH_P_IPV6 if config().has(CONFIG_IPV6) => return run_family::<D, V6>(skb, v6),
         ETH_P_IP | ETH_P_IPV6 => Reason::FamilyOff,
@@ -66,6 +70,17 @@ pub(crate) fn run<D: Direction>(skb: *mut __sk_buff, v4: Steps, v6: Steps) -> i3
     };
     record(&Verdict::pass(reason));
     TCX_NEXT
+}
+
+/// True if a VLAN tag beside the frame names a VLAN: it is handled on its VLAN device. A tag that carries a priority alone (IEEE
+/// 802.1Q: VLAN 0) does not matter to the stack either.
+///
+/// # Safety
+/// `skb` must be the program's context.
+#[inline(always)]
+unsafe fn is_vlan_tagged(skb: *mut __sk_buff) -> bool {
+    // SAFETY: by the caller's promise.
+    unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_NUMBER != 0 }
 }
 
 type Step = fn(*mut __sk_buff) -> i32;
@@ -156,7 +171,7 @@ fn changed<F: PacketFamily>(scratch: &Scratch<F>) -> i32 {
 #[inline(always)]
 pub(crate) fn remember<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
     let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
-    remember_fragment(&KernelTables { skb }, D::EGRESS, &mut scratch.work, &scratch.verdict);
+    remember_fragment(&KernelTables { skb }, D::EGRESS, &mut scratch.work, &mut scratch.verdict);
     UNCHANGED
 }
 

@@ -23,7 +23,7 @@ fn parse_as<F: ParseFamily>(bytes: &[u8]) {
         return;
     }
     let (l3, l4) = (packet.l3_offset as usize, packet.l4_offset as usize);
-    assert!(l3 == ETH_LEN && l4 >= l3, "{packet:?} of {} bytes", bytes.len());
+    assert!(l3 == ETH_LEN && l4 > l3 && l4 <= bytes.len(), "{packet:?} of {} bytes", bytes.len());
     if packet.fragment != Fragment::Later && packet.has_ports() {
         let ports = [packet.tuple.src_port.to_be_bytes(), packet.tuple.dst_port.to_be_bytes()].concat();
         assert_eq!(bytes.get(l4..l4 + 4), Some(&ports[..]), "{packet:?}");

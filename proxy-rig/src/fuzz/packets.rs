@@ -3,7 +3,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::net::{ETH_LEN, ICMP, ICMPV6, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
+use proxy_common::net::{
+    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, ICMP, ICMPV6, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
+};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
 use super::objects::{
@@ -104,15 +106,15 @@ fn frontend(random: &mut StdRng, v6: bool) -> IpAddr {
 
 fn to_frontend(random: &mut StdRng) -> PacketSpec {
     let v6 = random.random_bool(0.4);
-    let port = match random.random_range(0..10) {
+    let port = match random.random_range(0..11) {
         0..6 => one(random, &PORTS),
         6..9 => one(random, &NODE_PORTS),
         _ => random.random(),
     };
     let protocol = match random.random_range(0..20) {
-        0..9 => TCP,
-        9..16 => UDP,
-        16 => SCTP,
+        0..7 => TCP,
+        7..12 => UDP,
+        12..17 => SCTP,
         17 if v6 => ICMPV6,
         17 => ICMP,
         18 => one(random, &[ICMP, ICMPV6, 47, 4, 41, 0, 43, 44, 50, 51, 59, 60, 136]),
@@ -151,6 +153,9 @@ fn spec(random: &mut StdRng, protocol: u8, src: SocketAddr, dst: SocketAddr) -> 
         _ => random.random(),
     };
     let mut extras = Extras { payload_len: one(random, &[0, 0, 1, 8, 33]), ..Extras::default() };
+    if protocol == SCTP {
+        extras.sctp_chunk = one(random, &[0, 1, 1, 1, 1, 2, 3, 5, 6, 8, 10, 14]);
+    }
     if random.random_bool(0.25) {
         unusual(random, &mut extras);
     }
@@ -159,7 +164,7 @@ fn spec(random: &mut StdRng, protocol: u8, src: SocketAddr, dst: SocketAddr) -> 
 
 fn unusual(random: &mut StdRng, extras: &mut Extras) {
     for _ in 0..random.random_range(1..=2) {
-        match random.random_range(0..9) {
+        match random.random_range(0..10) {
             0 => extras.payload_len = random.random_range(0..1400),
             1 => extras.ttl = one(random, &[0, 1, 2, 255]),
             2 => extras.no_checksum = true,
@@ -172,6 +177,14 @@ fn unusual(random: &mut StdRng, extras: &mut Extras) {
             6 | 7 => {
                 extras.fragment = one(random, &[FragmentSpec::First, FragmentSpec::First, FragmentSpec::Later]);
                 extras.datagram_id = random.random_range(1..6);
+            }
+            8 => {
+                extras.stated_len =
+                    Some(if random.random_bool(0.8) { random.random_range(0..100) } else { random.random() })
+            }
+            9 => {
+                let tags = [(ETH_P_8021Q, 5), (ETH_P_8021Q, 0), (ETH_P_8021AD, 100)];
+                extras.vlans = (0..random.random_range(1..3)).map(|_| one(random, &tags)).collect();
             }
             _ => extras.cut = Some(random.random_range(ETH_LEN..100)),
         }
@@ -219,7 +232,7 @@ fn seal(frame: &mut [u8], icmp: usize, v6: bool) {
 fn garbage(random: &mut StdRng) -> Vec<u8> {
     let len = random.random_range(ETH_LEN..160);
     let mut frame: Vec<u8> = (0..len).map(|_| random.random()).collect();
-    let ether_type: u16 = one(random, &[0x0800, 0x0800, 0x86dd, 0x86dd, 0x0806, 0x8864]);
+    let ether_type: u16 = one(random, &[0x0800, 0x0800, 0x86dd, 0x86dd, 0x0806, 0x8864, 0x8100, 0x88a8]);
     frame[12..14].copy_from_slice(&ether_type.to_be_bytes());
     if random.random_bool(0.7) && len > ETH_LEN {
         frame[ETH_LEN] = if ether_type == 0x0800 { 0x45 } else { 0x60 };

@@ -3,16 +3,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crc::{CRC_32_ISCSI, Crc};
 use proxy_common::net::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, Fragment, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, Packet, ParseFamily, SCTP, TCP,
-    UDP, V4, V6, checksum, checksum_offset, is_icmp, parse_packet, sum_words,
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, Fragment, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, Packet, ParseFamily, SCTP,
+    SCTP_LEN, TCP, UDP, V4, V6, checksum, checksum_offset, is_icmp, parse_packet, sum_words,
 };
 
-use super::notation::{Extras, FragmentSpec, PacketSpec, protocol_word, tcp_flags_word};
+use super::notation::{Extras, FragmentSpec, PacketSpec, protocol_word, sctp_chunk_word, tcp_flags_word};
 
 const SRC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const DST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const ETH_P_8021Q: u16 = 0x8100;
 const FRAGMENT_HEADER: u8 = 44;
 
 /// The frame of a packet in words.
@@ -20,9 +20,9 @@ pub(crate) fn build(spec: &PacketSpec) -> Vec<u8> {
     let mut frame = Vec::with_capacity(128 + spec.extras.payload_len);
     frame.extend_from_slice(&DST_MAC);
     frame.extend_from_slice(&SRC_MAC);
-    if let Some(tag) = spec.extras.vlan {
-        frame.extend_from_slice(&ETH_P_8021Q.to_be_bytes());
-        frame.extend_from_slice(&tag.to_be_bytes());
+    for (ether_type, number) in &spec.extras.vlans {
+        frame.extend_from_slice(&ether_type.to_be_bytes());
+        frame.extend_from_slice(&number.to_be_bytes());
     }
     let l4 = transport(spec);
     match (spec.src.ip(), spec.dst.ip()) {
@@ -61,7 +61,7 @@ fn transport(spec: &PacketSpec) -> Vec<u8> {
         }
         SCTP => {
             ports(&mut l4);
-            l4.extend_from_slice(&[0; 8]);
+            l4.extend_from_slice(&sctp_header(spec.extras.sctp_chunk, payload.len()));
         }
         // An echo request.
         protocol if is_icmp(protocol) => {
@@ -77,9 +77,36 @@ fn transport(spec: &PacketSpec) -> Vec<u8> {
     l4
 }
 
+/// Verification tag, checksum (zero) and the fixed part of a chunk: RFC 9260 sections 3.1 and 3.3.
+fn sctp_header(chunk: u8, payload_len: usize) -> Vec<u8> {
+    let (tag, fixed) = match chunk {
+        // INIT: tag, window, streams, first TSN.
+        1 => (0, 16),
+        2 => (0x0102_0304, 16),
+        // DATA: TSN, stream, number in it, payload protocol.
+        0 => (0x0102_0304, 12),
+        _ => (0x0102_0304, 0),
+    };
+    let mut bytes = u32::to_be_bytes(tag).to_vec();
+    bytes.extend_from_slice(&[0, 0, 0, 0, chunk, 0]);
+    bytes.extend_from_slice(&((4 + fixed + payload_len) as u16).to_be_bytes());
+    bytes.extend((0..fixed as u8).map(|i| i + 1));
+    bytes
+}
+
+/// Computes the CRC32c of an SCTP packet, all of it: RFC 9260 section 6.8.
+fn set_sctp_checksum(l4: &mut [u8]) {
+    if let Some(check) = l4.get_mut(8..12) {
+        check.fill(0);
+        let crc = Crc::<u32>::new(&CRC_32_ISCSI).checksum(l4);
+        l4[8..12].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
 /// Computes the checksum of a whole segment, datagram or ICMPv6 message.
 fn set_transport_checksum(protocol: u8, src: &IpAddr, dst: &IpAddr, l4: &mut [u8]) {
     let at = match protocol {
+        SCTP => return set_sctp_checksum(l4),
         TCP | UDP => checksum_offset(protocol),
         _ if is_icmp(protocol) => 2,
         _ => return,
@@ -117,7 +144,7 @@ fn ipv4(frame: &mut Vec<u8>, spec: &PacketSpec, src: [u8; 4], dst: [u8; 4], l4: 
     };
     let ihl = spec.extras.ihl.unwrap_or((header_len / 4) as u8);
     frame.extend_from_slice(&[0x40 | ihl, 0]);
-    frame.extend_from_slice(&((header_len + l4.len()) as u16).to_be_bytes());
+    frame.extend_from_slice(&spec.extras.stated_len.unwrap_or((header_len + l4.len()) as u16).to_be_bytes());
     frame.extend_from_slice(&(spec.extras.datagram_id as u16).to_be_bytes());
     frame.extend_from_slice(&fragment.to_be_bytes());
     frame.extend_from_slice(&[spec.extras.ttl, spec.protocol, 0, 0]);
@@ -142,7 +169,7 @@ fn ipv6(frame: &mut Vec<u8>, spec: &PacketSpec, src: [u8; 16], dst: [u8; 16], l4
     }
     frame.extend_from_slice(&ETH_P_IPV6.to_be_bytes());
     frame.extend_from_slice(&[0x60, 0, 0, 0]);
-    frame.extend_from_slice(&((extensions.len() + l4.len()) as u16).to_be_bytes());
+    frame.extend_from_slice(&spec.extras.stated_len.unwrap_or((extensions.len() + l4.len()) as u16).to_be_bytes());
     frame.extend_from_slice(&[chain.first().copied().unwrap_or(spec.protocol), spec.extras.ttl]);
     frame.extend_from_slice(&src);
     frame.extend_from_slice(&dst);
@@ -203,8 +230,12 @@ pub(super) fn quote_of(frame: &[u8]) -> Option<Vec<u8>> {
 /// Protocol and ends of the packet that an ICMP error quotes. Eight bytes of its transport header may be all there is.
 pub(super) fn quoted_tuple(frame: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
     let mut quote = quote_of(frame)?;
-    // Room for the whole of a TCP header, which the parser wants to see.
-    quote.resize(quote.len() + 20, 0);
+    // As long as it was before it was cut, and longer than any header that the parser wants to see.
+    let stated = match ether_type(&quote)? {
+        ETH_P_IP => u16::from_be_bytes([*quote.get(16)?, *quote.get(17)?]).into(),
+        _ => IPV6_LEN + usize::from(u16::from_be_bytes([*quote.get(18)?, *quote.get(19)?])),
+    };
+    quote.resize((quote.len() + 20).max(ETH_LEN + stated), 0);
     tuple_of(&quote)
 }
 
@@ -229,6 +260,9 @@ pub(crate) fn describe(frame: &[u8]) -> String {
         return format!("{name} {} > {}{about}", src.ip(), dst.ip());
     }
     let flags = match (protocol, l4_offset(frame)) {
+        (SCTP, Some((at, Fragment::Whole | Fragment::First))) => {
+            frame.get(at + SCTP_LEN).map(|chunk| sctp_chunk_word(*chunk)).unwrap_or_default()
+        }
         (TCP, Some((at, Fragment::Whole | Fragment::First))) => {
             frame.get(at + 13).map(|flags| tcp_flags_word(*flags)).unwrap_or_default()
         }
@@ -250,7 +284,7 @@ pub(super) fn l4_offset(frame: &[u8]) -> Option<(usize, Fragment)> {
     }
 }
 
-/// True if all checksums that can be judged are right: IPv4 header, and TCP, UDP or ICMP of an unfragmented packet.
+/// True if all checksums that can be judged are right: IPv4 header, and TCP, UDP, SCTP or ICMP of an unfragmented packet.
 pub(crate) fn checksums_are_right(frame: &[u8]) -> bool {
     if let Some(quote) = quote_of(frame)
         && (!checksums_are_right(&quote) || !quoted_header_is_right(&quote))
@@ -320,12 +354,17 @@ mod tests {
             "tcp 10.0.0.1:1 > 10.0.0.2:2 ip-options=8",
             "udp [fd00::1]:1 > [fd00::2]:2 hop-by-hop ah routing destination-options",
             "udp 10.0.0.1:1 > 10.0.0.2:2 first-fragment len=64",
+            "sctp 10.0.0.1:1 > 10.0.0.2:2 init len=3",
+            "sctp [fd00::1]:1 > [fd00::2]:2 data ah len=900",
         ] {
             let spec: PacketSpec = text.parse().unwrap();
             let frame = build(&spec);
             assert_eq!(tuple_of(&frame), Some((spec.protocol, spec.src, spec.dst)), "{text}");
             assert!(checksums_are_right(&frame), "{text}");
         }
+        let mut frame = build(&"sctp 10.0.0.1:1 > 10.0.0.2:2 data len=8".parse().unwrap());
+        *frame.last_mut().unwrap() ^= 1;
+        assert!(!checksums_are_right(&frame), "SCTP");
         assert_eq!(tuple_of(&build(&"tcp 10.0.0.1:1 > 10.0.0.2:2 ihl=4".parse().unwrap())), None);
         assert_eq!(tuple_of(&build(&"tcp 10.0.0.1:1 > 10.0.0.2:2 vlan=5".parse().unwrap())), None);
     }

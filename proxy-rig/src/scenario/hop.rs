@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, bail, ensure};
 use proxy_common::{
     abi::Reason,
-    net::{ETH_LEN, ICMP, ICMPV6, TCP, TCP_ACK, TCP_SYN},
+    net::{ETH_LEN, ICMP, ICMPV6, SCTP, TCP, TCP_ACK, TCP_SYN},
 };
 
 use super::{
@@ -182,17 +182,25 @@ pub(super) const STAGES: [Stage; 6] =
 pub(super) fn journey_hop(journey: &JourneySpec, stage: Stage, last: Option<&[u8]>) -> Result<Hop> {
     let mut client: PacketSpec = journey.client.parse()?;
     let tcp = client.protocol == TCP;
+    let sctp = client.protocol == SCTP;
     if tcp {
         client.tcp_flags = TCP_SYN;
+    } else if sctp {
+        client.add("init")?;
     }
     let last = || last.context("the journey ended early");
     let source = match journey.source {
         None => client.src.to_string(),
         Some(address) => format!("{}:*", SocketAddr::new(address, 0).to_string().trim_end_matches(":0")),
     };
-    let expect = |src: &str, dst: &str| TuplePattern::new(client.protocol, src, dst).map(Some);
+    let protocol = client.protocol;
+    let expect = |src: &str, dst: &str| TuplePattern::new(protocol, src, dst).map(Some);
     let (client_text, vip, backend) = (client.src.to_string(), client.dst.to_string(), journey.backend.to_string());
-    let answer = if tcp { "synack" } else { "len=4" };
+    let answer = match client.protocol {
+        TCP => "synack",
+        SCTP => "init-ack",
+        _ => "len=4",
+    };
     // Between the hooks the client's port is another one if a second flow of the client has the same backend.
     let inside = format!("{}:*", client_text.rsplit_once(':').map_or(client_text.as_str(), |(address, _)| address));
     let reason = |first, later| Some(if journey.source.is_some() { first } else { later });
@@ -223,6 +231,8 @@ pub(super) fn journey_hop(journey: &JourneySpec, stage: Stage, last: Option<&[u8
         Stage::Next => {
             if tcp {
                 client.tcp_flags = TCP_ACK;
+            } else if sctp {
+                client.add("cookie-echo")?;
             }
             let expectation = Expectation::pass(expect(&inside, &backend)?, Some(Reason::Forward));
             (Place::of(&journey.from, Hook::Ingress), build(&client), expectation)

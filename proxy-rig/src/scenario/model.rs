@@ -11,7 +11,7 @@ use proxy_agent::{
 use proxy_common::{
     abi::{Action, BackendState, Config, Reason},
     lb::{Env, Verdict, Work, decide, decide_error, pass_error},
-    net::{ETH_LEN, Family, Packet, ParseError, V4, V6, parse_packet, parse_quote},
+    net::{ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, Family, Packet, ParseError, V4, V6, parse_packet, parse_quote},
 };
 
 use super::{
@@ -57,6 +57,7 @@ impl ModelMachine {
         match ether_type(&hop.frame) {
             Some(V4::ETHERTYPE) => self.decide_family::<V4>(hop),
             Some(V6::ETHERTYPE) => self.decide_family::<V6>(hop),
+            Some(ETH_P_8021Q | ETH_P_8021AD) => (Verdict::pass(Reason::VlanTag), hop.frame.clone()),
             _ => (Verdict::pass(Reason::NotIp), hop.frame.clone()),
         }
     }

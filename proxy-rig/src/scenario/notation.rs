@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use proxy_common::net::{ICMP, ICMPV6, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
+use proxy_common::net::{ETH_P_8021AD, ETH_P_8021Q, ICMP, ICMPV6, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
 
 const TCP_PSH: u8 = 0x08;
 
@@ -33,16 +33,21 @@ pub(crate) struct Extras {
     pub(crate) ip_options: usize,
     /// The IPv4 header length field, in words, if it is to be wrong.
     pub(crate) ihl: Option<u8>,
+    /// The length field of the network header, if it is to be wrong.
+    pub(crate) stated_len: Option<u16>,
     /// IPv6 extension headers in order (protocol numbers).
     pub(crate) extension_headers: Vec<u8>,
     pub(crate) fragment: FragmentSpec,
     /// Of a fragment. IPv4 has the low 16 bits.
     pub(crate) datagram_id: u32,
+    /// Type of the chunk of an SCTP packet.
+    pub(crate) sctp_chunk: u8,
     /// Type and code of an ICMP message; none: an echo request.
     pub(crate) icmp: Option<[u8; 2]>,
     /// Instead of `payload_len` letters.
     pub(crate) payload: Option<Vec<u8>>,
-    pub(crate) vlan: Option<u16>,
+    /// VLAN tags in front of the network header, the outer first: EtherType and number.
+    pub(crate) vlans: Vec<(u16, u16)>,
     /// The frame ends after this many bytes.
     pub(crate) cut: Option<usize>,
 }
@@ -62,12 +67,14 @@ impl Default for Extras {
             no_checksum: false,
             ip_options: 0,
             ihl: None,
+            stated_len: None,
             extension_headers: Vec::new(),
             fragment: FragmentSpec::Whole,
             datagram_id: 0x1234,
+            sctp_chunk: 0,
             icmp: None,
             payload: None,
-            vlan: None,
+            vlans: Vec::new(),
             cut: None,
         }
     }
@@ -105,6 +112,12 @@ fn parse_packet_spec(text: &str) -> Result<PacketSpec> {
 impl PacketSpec {
     /// Takes over a word of `send:` after the addresses.
     pub(super) fn add(&mut self, word: &str) -> Result<()> {
+        if self.protocol == SCTP
+            && let Some(chunk) = sctp_chunk(word)
+        {
+            self.extras.sctp_chunk = chunk;
+            return Ok(());
+        }
         if let Some(flags) = tcp_flags(word) {
             if self.protocol != TCP {
                 bail!("{word} on a packet that is not TCP");
@@ -122,11 +135,13 @@ impl PacketSpec {
             "ttl" => extras.ttl = value.parse()?,
             "no-checksum" => extras.no_checksum = true,
             "ip-options" => extras.ip_options = value.parse()?,
+            "stated-len" => extras.stated_len = Some(value.parse()?),
             "ihl" => extras.ihl = Some(value.parse()?),
             "first-fragment" => extras.fragment = FragmentSpec::First,
             "later-fragment" => extras.fragment = FragmentSpec::Later,
             "id" => extras.datagram_id = value.parse()?,
-            "vlan" => extras.vlan = Some(value.parse()?),
+            "vlan" => extras.vlans.push((ETH_P_8021Q, value.parse()?)),
+            "provider-vlan" => extras.vlans.push((ETH_P_8021AD, value.parse()?)),
             "cut" => extras.cut = Some(value.parse()?),
             other => {
                 let header = extension_header(other).with_context(|| format!("unknown word {word:?}"))?;
@@ -163,6 +178,31 @@ fn extension_header(word: &str) -> Option<u8> {
         "destination-options" => 60,
         _ => return None,
     })
+}
+
+/// RFC 9260 section 3.2.
+const SCTP_CHUNKS: [(&str, u8); 13] = [
+    ("data", 0),
+    ("init", 1),
+    ("init-ack", 2),
+    ("sack", 3),
+    ("heartbeat", 4),
+    ("heartbeat-ack", 5),
+    ("abort", 6),
+    ("shutdown", 7),
+    ("shutdown-ack", 8),
+    ("error", 9),
+    ("cookie-echo", 10),
+    ("cookie-ack", 11),
+    ("shutdown-complete", 14),
+];
+
+fn sctp_chunk(word: &str) -> Option<u8> {
+    SCTP_CHUNKS.iter().find(|(name, _)| *name == word).map(|(_, number)| *number)
+}
+
+pub(super) fn sctp_chunk_word(number: u8) -> &'static str {
+    SCTP_CHUNKS.iter().find(|(_, it)| *it == number).map_or("chunk", |(name, _)| name)
 }
 
 pub(super) fn tcp_flags(word: &str) -> Option<u8> {

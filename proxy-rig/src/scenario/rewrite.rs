@@ -1,11 +1,12 @@
 //! What a verdict does to the bytes of a frame, computed without the kernel: translation by incremental checksum updates,
 //! and the ICMP error of a refusal. Written apart from the kernel programs, which must come to the same bytes.
 
+use crc::{CRC_32_ISCSI, Crc};
 use proxy_common::{
     lb::{Rewrite, Work},
     net::{
-        ETH_LEN, Family, Fragment, ICMP, ICMP_LEN, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, TCP, UDP, V4, checksum,
-        checksum_offset, checksum_replace, sum_words,
+        ETH_LEN, Family, Fragment, ICMP, ICMP_LEN, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, SCTP, SCTP_LEN, UDP, V4,
+        checksum, checksum_offset, checksum_replace, sum_words,
     },
 };
 
@@ -14,8 +15,8 @@ const PORT_UNREACHABLE_V4: [u8; 2] = [3, 3];
 const PORT_UNREACHABLE_V6: [u8; 2] = [1, 4];
 const REPLY_TTL: u8 = 64;
 /// How much of the refused packet's transport header goes back.
-const QUOTED_TCP: usize = 20;
-const QUOTED_OTHER: usize = 8;
+const QUOTED_UDP: usize = 8;
+const QUOTED_OTHER: usize = 20;
 /// The longest part of a packet that a program can sum: 40 + 64 bytes of IPv6 headers and 20 of TCP.
 const MAX_QUOTE: usize = 124;
 
@@ -42,6 +43,11 @@ pub(super) fn apply<F: Family>(frame: &mut [u8], packet: &Packet<F>, rewrite: &R
         new_ports[..2].copy_from_slice(&rewrite.tuple.src_port.to_be_bytes());
         new_ports[2..].copy_from_slice(&rewrite.tuple.dst_port.to_be_bytes());
         frame[l4..l4 + 4].copy_from_slice(&new_ports);
+        if packet.protocol == SCTP {
+            let len = l3 + packet_len::<F>(&frame[l3..]) - l4;
+            replace_sctp_checksum(frame, l4, old_ports, new_ports, len);
+            return bounce(frame, rewrite);
+        }
         let udp = packet.protocol == UDP;
         let at = l4 + checksum_offset(packet.protocol);
         // RFC 768: a sender that computed no checksum sends zero, and it stays so.
@@ -64,6 +70,21 @@ fn replace_checksum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8], udp: bo
     let check = checksum_replace(u16::from_be_bytes([frame[at], frame[at + 1]]), old, new);
     let check = if check == 0 && udp { 0xffff } else { check };
     frame[at..at + 2].copy_from_slice(&check.to_be_bytes());
+}
+
+/// A CRC is linear: to the checksum of a packet of `len` bytes, from whose start its ports have changed, the CRC of what has
+/// changed is added. (And that of nothing at all, since each CRC has a constant in it.)
+fn replace_sctp_checksum(frame: &mut [u8], l4: usize, old: [u8; 4], new: [u8; 4], len: usize) {
+    let crc = Crc::<u32>::new(&CRC_32_ISCSI);
+    let mut changed = vec![0; len];
+    let nothing = crc.checksum(&changed);
+    for i in 0..4 {
+        changed[i] = old[i] ^ new[i];
+    }
+    let patch = (crc.checksum(&changed) ^ nothing).to_le_bytes();
+    for (byte, patch) in frame[l4 + 8..l4 + 12].iter_mut().zip(patch) {
+        *byte ^= patch;
+    }
 }
 
 fn swap_link_addresses(frame: &mut [u8]) {
@@ -103,10 +124,20 @@ fn translate_quote<F: Family>(frame: &mut [u8], work: &Work<F>) {
     if F::VERSION == 4 {
         replace_checksum(frame, l3 + 10, &old, &new, false);
     }
-    old.extend_from_slice(&frame[l4..l4 + 4]);
+    let old_ports: [u8; 4] = frame[l4..l4 + 4].try_into().expect("invariant: the parser saw the ports");
+    old.extend_from_slice(&old_ports);
     new.extend_from_slice(&work.quoted.tuple.src_port.to_be_bytes());
     new.extend_from_slice(&work.quoted.tuple.dst_port.to_be_bytes());
     frame[l4..l4 + 4].copy_from_slice(&new[new.len() - 4..]);
+    if work.quote.protocol == SCTP {
+        // Of the packet as it was before it was cut.
+        let len = (l3 + packet_len::<F>(&frame[l3..])).saturating_sub(l4);
+        if l4 + SCTP_LEN <= frame.len() && len >= SCTP_LEN {
+            let new_ports = new[new.len() - 4..].try_into().expect("invariant: four bytes");
+            replace_sctp_checksum(frame, l4, old_ports, new_ports, len);
+        }
+        return;
+    }
     let at = l4 + checksum_offset(work.quote.protocol);
     let udp = work.quote.protocol == UDP;
     if at + 2 <= frame.len() && !(udp && frame[at..at + 2] == [0, 0]) {
@@ -137,7 +168,7 @@ fn put_addresses<F: Family>(frame: &mut [u8], l3: usize, rewrite: &Rewrite<F>) -
 /// the headers are too long to be quoted.
 pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Option<Vec<u8>> {
     let l3 = packet.l3_offset as usize;
-    let quoted_l4 = if packet.protocol == TCP { QUOTED_TCP } else { QUOTED_OTHER };
+    let quoted_l4 = if packet.protocol == UDP { QUOTED_UDP } else { QUOTED_OTHER };
     let end = packet.l4_offset as usize + quoted_l4;
     if end - l3 > MAX_QUOTE {
         return None;
