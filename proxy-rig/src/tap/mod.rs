@@ -97,8 +97,13 @@ impl Tap {
 
     /// Throws away what came so far.
     pub(crate) fn drain(&self) -> Result<()> {
-        while self.next(Duration::ZERO)?.is_some() {}
+        while self.poll()?.is_some() {}
         Ok(())
+    }
+
+    /// A frame that is there already.
+    pub(crate) fn poll(&self) -> Result<Option<Frame>> {
+        self.next(Duration::ZERO)
     }
 
     fn next(&self, limit: Duration) -> Result<Option<Frame>> {

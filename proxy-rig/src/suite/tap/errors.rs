@@ -1,7 +1,7 @@
 //! ICMP errors: Weir's own refusals of packets of every shape, and errors of others about translated packets, whose quotes are
 //! whole, so that the quoted checksums can be judged too.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, thread, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -40,6 +40,33 @@ pub(super) async fn refusals() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// More packets than a node answers in the time that they take: at most 1,000 a second and CPU.
+pub(super) async fn limit() -> Result<()> {
+    const PACKETS: usize = 12_000;
+    let leg = Leg::start().await?;
+    let ways = leg.ways_from_outside(false)?;
+    let way = ways.first().context("no way")?;
+    let started = Instant::now();
+    let mut answers = 0;
+    for _ in 0..PACKETS {
+        let src = SocketAddr::new(way.client, leg.new_port());
+        let dst = SocketAddr::new(leg.node(false)?, NODE_PORT);
+        let datagram = Segment { src, dst, transport: Transport::Udp, payload: Vec::new() };
+        leg.uplink.send(&datagram.frame(Checksum::Complete))?;
+        while let Some(frame) = leg.uplink.poll()? {
+            answers += usize::from(matches!(frame.examine()?, Seen::Error(_)));
+        }
+    }
+    let cpus = thread::available_parallelism()?.get();
+    let seconds = usize::try_from(started.elapsed().as_secs())? + 2;
+    ensure!(answers >= 1000, "{answers} answers to {PACKETS} packets");
+    ensure!(answers <= 1000 * cpus * seconds && answers < PACKETS, "{answers} answers in {:?}", started.elapsed());
+    let output = leg.stage.node("node-1")?.weir("status", &[])?;
+    let status = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(status.contains("reply-limited"), "nothing of it in the status:\n{status}");
     Ok(())
 }
 

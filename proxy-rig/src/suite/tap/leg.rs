@@ -77,7 +77,7 @@ impl Leg {
         stage.cluster.put_file("services.yaml", SERVICES)?;
         let ranges = ["--service-cluster-ip-range", "10.96.0.0/16,fd00:10:96::/112"];
         stage.start_agents(&[&ranges[..], &["--uplink-interfaces", UPLINK]].concat()).await?;
-        Ok(Self { uplink, pod, stage, next_port: AtomicU16::new(20_000) })
+        Ok(Self { uplink, pod, stage, next_port: AtomicU16::new(2_000) })
     }
 
     pub(super) fn tap(&self, side: Side) -> &Tap {

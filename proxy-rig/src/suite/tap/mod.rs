@@ -20,12 +20,13 @@ use flow::{Direction, Flow, Shape};
 use leg::{Leg, Way};
 
 pub(super) const TESTS: &[OwnTest] = &[
-    ("tap_outside_to_a_pod_of_this_node", "13, packets", || outside(false).boxed()),
-    ("tap_outside_to_a_pod_of_another_node", "13, packets", || outside(true).boxed()),
-    ("tap_from_a_pod_to_another_node_and_to_itself", "13, 18, packets", || from_pod().boxed()),
-    ("tap_refusals", "11, packets", || errors::refusals().boxed()),
-    ("tap_icmp_errors_about_translated_packets", "icmp, packets", || errors::translated().boxed()),
-    ("tap_packets_of_the_nodes_own", "paths, packets", || own::packets().boxed()),
+    ("tap_outside_to_a_pod_of_this_node", "13, paths", || outside(false).boxed()),
+    ("tap_outside_to_a_pod_of_another_node", "13, paths", || outside(true).boxed()),
+    ("tap_from_a_pod_to_another_node_and_to_itself", "13, 18, paths", || from_pod().boxed()),
+    ("tap_refusals", "11, icmp", || errors::refusals().boxed()),
+    ("tap_refusals_are_limited", "11, icmp", || errors::limit().boxed()),
+    ("tap_icmp_errors_about_translated_packets", "icmp", || errors::translated().boxed()),
+    ("tap_packets_of_the_nodes_own", "paths", || own::packets().boxed()),
 ];
 
 const TCP_SHAPES: &[Shape] = &[Shape::Complete, Shape::Partial, Shape::Large, Shape::Largest];
