@@ -3,6 +3,8 @@
 //!
 //! The agent's code up to the maps, and the decision code of proxy-common, run here in this process.
 
+#[cfg(test)]
+mod cells;
 mod control;
 mod expect;
 mod file;

@@ -2,6 +2,8 @@
 //! reads the closing line.
 
 mod agent;
+#[cfg(test)]
+mod docs_packets;
 mod fuzz;
 mod kernel;
 mod layouts;
