@@ -21,7 +21,7 @@ use super::node::SimulatedNode;
 /// A failed write is tried again this often before the scenario fails. One write in ten fails; a Service has tens of writes.
 const MAX_RETRIES: usize = 1000;
 
-pub(super) struct Control<D> {
+pub(crate) struct Control<D> {
     snapshot: Snapshot,
     view: NodeView,
     reconciler: Reconciler<D>,
@@ -43,7 +43,7 @@ impl<D: Dataplane> Control<D> {
     }
 
     /// Takes over events as the agent's main loop does, then retries until everything is written.
-    pub(super) fn program(&mut self, events: &[Event]) -> Result<()> {
+    pub(crate) fn program(&mut self, events: &[Event]) -> Result<()> {
         let mut touched = proxy_agent::model::Touched::default();
         for event in events {
             touched.merge(self.snapshot.apply(event.clone()));
@@ -59,6 +59,11 @@ impl<D: Dataplane> Control<D> {
             self.reconciler.sources_synced(self.now);
         }
         self.settle()
+    }
+
+    /// For real time: the reconciler's clock catches up.
+    pub(crate) fn catch_up(&mut self) {
+        self.now = self.now.max(Instant::now());
     }
 
     pub(super) fn advance(&mut self, seconds: u64) -> Result<()> {

@@ -14,7 +14,12 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray},
     programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
-use proxy_agent::{dataplane::KernelMaps, loader::Capacities, model::Event, object};
+use proxy_agent::{
+    dataplane::{Actual, KernelMaps},
+    loader::Capacities,
+    model::Event,
+    object,
+};
 use proxy_common::{
     abi::{Action, Config, Flow, FlowKey, FragEntry, FragKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
     net::{ETH_LEN, Family, IPV4_MIN_LEN, IPV6_LEN, V4, V6},
@@ -40,7 +45,7 @@ const LRU: u32 = 8192;
 /// Room for an ICMP error in front of a packet.
 const GROWTH: usize = 128;
 // What a tc program returns.
-pub(super) const TCX_NEXT: u32 = u32::MAX;
+pub(crate) const TCX_NEXT: u32 = u32::MAX;
 pub(super) const TC_ACT_SHOT: u32 = 2;
 pub(super) const TC_ACT_REDIRECT: u32 = 7;
 /// Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h).
@@ -97,7 +102,7 @@ impl KernelMachine {
     }
 
     /// One run of a hook: what it returned, and the packet afterwards.
-    pub(super) fn test_run(&mut self, hop: &Hop, ifindex: u32) -> Result<(u32, Vec<u8>)> {
+    pub(crate) fn test_run(&self, hop: &Hop, ifindex: u32) -> Result<(u32, Vec<u8>)> {
         let name = if hop.place.hook == Hook::Ingress { "tc_ingress" } else { "tc_egress" };
         let program: &SchedClassifier = self.ebpf.program(name).with_context(|| name)?.try_into()?;
         let context = skb_context(&hop.place, ifindex);
@@ -119,11 +124,26 @@ impl KernelMachine {
         Ok(program.fd()?.try_clone()?)
     }
 
+    /// What the reconciler wrote.
+    pub(crate) fn actual(&self) -> &Actual {
+        self.control.actual()
+    }
+
+    /// The same maps once more, to be written beside the machine's own reconciler.
+    pub(crate) fn second_dataplane(&self) -> Result<KernelMaps> {
+        Ok(KernelMaps::from_pins(Path::new(PIN_DIR))?)
+    }
+
+    /// Another agent's code on the same maps, as after a restart.
+    pub(crate) fn second_control(&self) -> Result<Control<KernelMaps>> {
+        Control::new(&self.node, self.second_dataplane()?)
+    }
+
     pub(crate) fn index_of(&self, interface: &str) -> Result<u32> {
         self.node.index_of(interface).with_context(|| format!("interface {interface}"))
     }
 
-    pub(super) fn verdict(&self) -> Result<VerdictRecord> {
+    pub(crate) fn verdict(&self) -> Result<VerdictRecord> {
         let records: PerCpuArray<_, VerdictRecord> = self.map(names::VERDICT)?.try_into()?;
         let cpu = nix::sched::sched_getcpu().context("sched_getcpu")?;
         records.get(&0, 0)?.get(cpu).copied().context("no verdict record of this CPU")

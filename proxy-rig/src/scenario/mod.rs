@@ -22,12 +22,13 @@ mod run;
 mod sandbox;
 mod tables;
 
+pub(crate) use control::Control;
 pub use expect::{Expectation, Outcome};
 pub use file::{NodeSpec, Scenario};
 pub(crate) use frame::{build, checksums_are_right, describe, ether_type, tuple_of};
 pub use hop::{Hook, Hop, Place};
 pub use kernel::KernelMachine;
-pub(crate) use kernel::skb_context;
+pub(crate) use kernel::{TCX_NEXT, skb_context};
 pub use model::ModelMachine;
 pub use node::SimulatedNode;
 pub(crate) use notation::{Extras, FragmentSpec, PacketSpec};

@@ -1,20 +1,22 @@
-//! Each scenario through the loaded kernel programs, beside the model.
+//! Each scenario through the loaded kernel programs, beside the model; and sets that are switched while packets read them.
 
 use anyhow::Result;
 use libtest_mimic::Trial;
 
-use super::{play_or_tell, root_trial, scenario_dir};
+use super::{play_or_tell, root_trial, scenario_dir, switching};
 use crate::scenario::{KernelMachine, Machine, ModelMachine, Scenario, SimulatedNode, in_private_netns};
 
 pub(super) fn tests() -> Result<Vec<Trial>> {
     let scenarios = Scenario::read_all(&scenario_dir())?;
-    Ok(scenarios
+    let mut tests: Vec<Trial> = scenarios
         .into_iter()
         .map(|scenario| {
             let name = scenario.name.clone();
             root_trial(&name, move || test(&scenario))
         })
-        .collect())
+        .collect();
+    tests.extend(switching::tests());
+    Ok(tests)
 }
 
 fn test(scenario: &Scenario) -> Result<()> {

@@ -9,6 +9,7 @@ mod kernel;
 mod layouts;
 mod model;
 mod netns;
+mod switching;
 mod tap;
 
 use std::{
