@@ -10,4 +10,5 @@ pub mod model;
 pub mod node;
 pub mod object;
 pub mod reconcile;
+pub mod sockets;
 pub mod sources;

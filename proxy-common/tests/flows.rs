@@ -8,10 +8,10 @@ use memory::{Memory, POD, TestFamily, UPLINK, link_to};
 use proptest::prelude::*;
 use proxy_common::{
     abi::{
-        Action, AffinityBy, AffinityKey, AffinityValue, BackendState, EndpointSet, Flow, FlowKey, FlowKind, FlowState,
-        Reason, RingSlot, SnatEntry,
+        ADDR_VANISHED, Action, AffinityBy, AffinityKey, AffinityValue, BackendState, EndpointSet, Flow, FlowKey,
+        FlowKind, FlowState, Reason, RingSlot, SnatEntry,
     },
-    lb::{CHANGED_DST_PORT, CHANGED_SRC_PORT, Env},
+    lb::{CHANGED_DST_PORT, CHANGED_SRC_PORT, Env, SockOutcome, SockRequest, connect},
     net::{Address, Family, Fragment, Packet, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple, UDP, V4, V6},
 };
 
@@ -330,3 +330,52 @@ macro_rules! per_family {
 }
 per_family!(v4, V4);
 per_family!(v6, V6);
+
+/// A UDP socket of pod 9 connects, its endpoint leaves, and it sends on.
+fn stale_sockets_are_steered<F: TestFamily>() {
+    let mut node = Memory::<F>::node();
+    let vip = F::vip(1);
+    let request = SockRequest { addr: vip, port: 80, protocol: UDP, cookie: 77, netns: 5 };
+    let SockOutcome::To { addr, port, .. } = connect(&node, &request) else { panic!("not translated") };
+    let call = Call { from_pod: true, client: 9, port: 40000, frontend: 0, tcp: false };
+    let tuple = Tuple { dst: addr, dst_port: port, ..call.tuple::<F>() };
+    let send = |node: &Memory<F>| {
+        let (verdict, work) = node.decide(true, &Env { ifindex: POD, own: false }, &packet(tuple, &call, 0));
+        (verdict.action, verdict.reason, work.rewrite.tuple)
+    };
+    node.cookie = 77;
+    assert_eq!(send(&node), (Action::Pass, Reason::NotOurs, tuple), "the endpoint serves");
+    node.addrs.insert(addr, ADDR_VANISHED);
+    assert_eq!(send(&node), (Action::Pass, Reason::UnknownPort, tuple), "as long as it serves");
+
+    let id = node.backends.iter().position(|it| it.addr == addr && it.port == port).expect("one of the four");
+    let left = (1..5).filter(|it| *it != id as u32).map(|backend| RingSlot { backend, set: 1 });
+    node.rings = left.collect();
+    node.sets[1].len = 3;
+    node.backends[id].state = BackendState::Free;
+    node.backends[id].generation += 1;
+    for cookie in [0, 78] {
+        node.cookie = cookie;
+        assert_eq!(send(&node), (Action::Pass, Reason::UnknownPort, tuple), "a socket that talks to the pod itself");
+    }
+    let direct = SockRequest { addr, port, cookie: 78, ..request };
+    assert_eq!(connect(&node, &direct), SockOutcome::Pass(Reason::NotOurs), "no frontend for sockets that connect");
+
+    node.cookie = 77;
+    let (action, reason, seen) = send(&node);
+    assert_eq!((action, reason), (Action::Pass, Reason::Resteered));
+    assert_ne!(seen.dst, addr);
+    assert_eq!(send(&node), (Action::Pass, Reason::Forward, seen), "the next packet");
+    assert_eq!(back(&node, &call, &seen, 0), inverse(&tuple), "the answer comes from where the socket sends to");
+
+    node.flows.borrow_mut().clear();
+    node.services.clear();
+    let (action, reason, _) = send(&node);
+    assert_eq!((action, reason), (Action::Reply, Reason::NoEndpoints), "its Service is gone");
+}
+
+#[test]
+fn stale_sockets() {
+    stale_sockets_are_steered::<V4>();
+    stale_sockets_are_steered::<V6>();
+}

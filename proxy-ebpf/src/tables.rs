@@ -4,7 +4,7 @@ use crate::config::config;
 use crate::maps::{AFFINITY, FamilyMaps, IFACES, RINGS, SETS, SWITCHES};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_loop};
 use core::ffi::c_void;
 use proxy_common::abi::{
     AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, RingSlot,
@@ -195,6 +195,12 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     #[inline(always)]
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull> {
         F::sock_revnat().insert(key, peer, flags(Insert::Any)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn socket_cookie(&self) -> u64 {
+        // SAFETY: context. A packet keeps its socket on its way from a pod through a veth pair (Linux 4.19).
+        unsafe { bpf_get_socket_cookie(self.skb.cast()) }
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use crate::{
     loader::{Capacities, ConnectHooks, Placement},
     node::{NodePortAddresses, RoleRules},
+    sockets::SocketsConfig,
     sources::{kubernetes::KubernetesConfig, manifests::ManifestConfig},
 };
 
@@ -35,6 +36,7 @@ pub struct AgentConfig {
     pub pin_root: PathBuf,
     pub placement: Placement,
     pub capacities: Capacities,
+    pub sockets: SocketsConfig,
     /// How long changes are collected.
     pub sync_delay: Duration,
 }

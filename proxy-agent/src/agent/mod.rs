@@ -4,6 +4,7 @@
 mod attachment;
 mod config;
 mod run;
+mod sockets;
 mod state;
 
 pub use config::{AgentConfig, Source};

@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     attachment::Attachment,
     config::{AgentConfig, Source},
+    sockets::Sockets,
     state::{State, until},
 };
 use crate::{
@@ -50,7 +51,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     tasks.spawn(follow_node(changes));
     tasks.spawn(follow_source(config.source, config.node_name.clone(), events));
     state.set_service_cidrs(config.service_cidrs, Instant::now());
-    let mut main_loop = Loop { state, attachment, sync_delay: config.sync_delay, started, due: None };
+    let sockets = Sockets::start(config.sockets, Pins::new(&config.pin_root).dir(), &mut state)?;
+    let mut main_loop = Loop { state, attachment, sockets, sync_delay: config.sync_delay, started, due: None };
     main_loop.run(event_queue, change_queue, &mut stop).await;
     tasks.shutdown().await;
     tracing::info!("ended; the dataplane stays as it is (`weir cleanup` removes it)");
@@ -118,6 +120,7 @@ fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, Stat
 struct Loop {
     state: State<KernelMaps>,
     attachment: Attachment,
+    sockets: Sockets,
     sync_delay: Duration,
     started: Instant,
     /// When what was heard is to be written.
@@ -138,9 +141,11 @@ impl Loop {
                 biased;
                 () = stop.wait() => return,
                 Some(change) = changes.recv() => self.on_net(change, &mut changes),
+                Some(news) = self.sockets.news() => self.sockets.take_over(news, &mut self.state),
                 () = pause(until(wake, now)) => self.on_time(),
                 Some(event) = events.recv() => self.on_event(event, &mut events),
             }
+            self.sockets.end_retired(&mut self.state);
         }
     }
 

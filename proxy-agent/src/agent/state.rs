@@ -3,12 +3,12 @@
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
-use proxy_common::abi::{ADDR_NODEPORT, BackendState};
+use proxy_common::abi::{ADDR_NODEPORT, BackendState, SocketEnding};
 
 use crate::{
     dataplane::Dataplane,
@@ -73,6 +73,20 @@ impl<D: Dataplane> State<D> {
 
     pub(super) fn set_service_cidrs(&mut self, cidrs: Vec<IpNet>, now: Instant) {
         log(&self.reconciler.set_service_cidrs(cidrs, now));
+    }
+
+    pub(super) fn set_socket_ending(&mut self, ending: SocketEnding, now: Instant) {
+        log(&self.reconciler.set_socket_ending(ending, now));
+    }
+
+    /// UDP endpoints that left since the last call.
+    pub(super) fn take_retired(&mut self) -> Vec<SocketAddr> {
+        self.reconciler.take_retired()
+    }
+
+    /// Sockets that are connected to these endpoints may be left.
+    pub(super) fn steer_vanished(&mut self, endpoints: &[SocketAddr], now: Instant) {
+        log(&self.reconciler.steer_vanished(endpoints.iter().map(SocketAddr::ip), now));
     }
 
     /// Takes over what a source said. Returns whether a sync is needed.
@@ -164,9 +178,10 @@ impl<D: Dataplane> State<D> {
     }
 
     pub(super) fn retry(&mut self, now: Instant) {
+        let failing = !self.reconciler.status().failures.is_empty();
         let report = self.reconciler.retry(now);
         log(&report);
-        if report.failed.is_empty() && self.reconciler.status().failures.is_empty() {
+        if failing && report.failed.is_empty() && self.reconciler.status().failures.is_empty() {
             tracing::info!("all failed writes have succeeded");
         }
     }

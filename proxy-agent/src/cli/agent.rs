@@ -12,6 +12,7 @@ use crate::{
     agent::{self, AgentConfig, Source},
     loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
     node::{NodePortAddresses, Patterns, RoleRules},
+    sockets::SocketsConfig,
     sources::{kubernetes::KubernetesConfig, manifests::ManifestConfig},
 };
 
@@ -23,6 +24,15 @@ enum LogFormat {
     #[default]
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum DestroySockets {
+    /// They see an error and connect anew
+    #[default]
+    On,
+    /// Their packets are steered to another endpoint
+    Off,
 }
 
 #[derive(Debug, Args)]
@@ -64,6 +74,15 @@ pub struct AgentArgs {
     /// Cgroup to attach to [default: the root of the cgroup2 hierarchy]
     #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
+    /// Connected UDP sockets whose endpoint left are ended (docs/privileges.md says what that needs)
+    #[arg(long, value_enum, default_value_t)]
+    destroy_sockets: DestroySockets,
+    /// Where container runtimes keep the network namespaces of pods
+    #[arg(long, value_name = "DIR,...", value_delimiter = ',', default_value = "/run/netns,/run/docker/netns")]
+    netns_dirs: Vec<PathBuf>,
+    /// The proc file system of the host; the network namespaces of its processes are looked through, too
+    #[arg(long, value_name = "DIR", default_value = "/proc")]
+    host_proc: PathBuf,
     #[command(flatten)]
     pins: PinRoot,
     /// Where our tc programs go among those of others (docs/operations.md says what each sees)
@@ -146,6 +165,11 @@ impl AgentArgs {
             pin_root: self.pins.pin_root,
             placement: Placement { backend: self.tc_attach, order: self.tc_order },
             capacities: self.capacities,
+            sockets: SocketsConfig {
+                destroy: self.destroy_sockets == DestroySockets::On,
+                netns_dirs: self.netns_dirs,
+                host_proc: self.host_proc,
+            },
             sync_delay: Duration::from_millis(self.sync_delay),
         })
     }

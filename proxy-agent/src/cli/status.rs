@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, os::fd::AsFd};
 
 use proxy_common::{
-    abi::{self, BackendState, EmptySet, EndpointSet, Iface, IfaceRole, Reason, names},
+    abi::{self, BackendState, EmptySet, EndpointSet, Iface, IfaceRole, Reason, SocketEnding, names},
     net::Address,
 };
 use serde::Serialize;
@@ -25,6 +25,8 @@ pub(super) struct Status {
     pub(super) abi_version: u32,
     /// Some process holds the writer's lock.
     pub(super) agent_running: bool,
+    /// What becomes of connected UDP sockets whose endpoint left.
+    pub(super) stale_sockets: &'static str,
     pub(super) interfaces: Vec<InterfaceRow>,
     pub(super) connect_hooks: Vec<HookRow>,
     pub(super) maps: Vec<MapRow>,
@@ -127,6 +129,7 @@ impl Status {
             pins: pins.dir().display().to_string(),
             abi_version: abi::ABI_VERSION,
             agent_running: WriterLock::try_acquire(pins.root())?.is_none(),
+            stale_sockets: stale_sockets(actual.switches.socket_ending),
             interfaces: interfaces(&actual).await?,
             connect_hooks: CGROUP_HOOKS.iter().map(|hook| connect_hook(pins, hook.program)).collect(),
             maps: names::PINNED.iter().map(|name| map(pins, &actual, name)).collect::<Result<_, _>>()?,
@@ -139,7 +142,8 @@ impl Status {
             return print_json(self);
         }
         let agent = if self.agent_running { "running" } else { "not running (the dataplane works without it)" };
-        println!("pins: {}   map layout: {}   agent: {agent}\n", self.pins, self.abi_version);
+        println!("pins: {}   map layout: {}   agent: {agent}", self.pins, self.abi_version);
+        println!("connected UDP sockets whose endpoint left: {}\n", self.stale_sockets);
         println!("{}\n", table(&self.interfaces));
         println!("{}\n", table(&self.connect_hooks));
         println!("{}\n", table(&self.maps));
@@ -169,6 +173,21 @@ async fn interfaces(actual: &Actual) -> anyhow::Result<Vec<InterfaceRow>> {
         }
     };
     Ok(net.links().map(row).collect())
+}
+
+fn stale_sockets(ending: SocketEnding) -> &'static str {
+    match ending {
+        SocketEnding::Unknown => "no agent has said it yet",
+        SocketEnding::On => "ended with an error",
+        SocketEnding::OwnNamespaceOnly => {
+            "ended on the node itself; those of pods cannot be found or entered and are steered anew (docs/privileges.md)"
+        }
+        SocketEnding::Off => "steered anew (--destroy-sockets=off)",
+        SocketEnding::NotPermitted => "steered anew; the agent lacks CAP_NET_ADMIN to end them (docs/privileges.md)",
+        SocketEnding::NotSupported => {
+            "steered anew; the kernel lacks CONFIG_INET_DIAG_DESTROY or CONFIG_INET_UDP_DIAG to end them"
+        }
+    }
 }
 
 fn role(role: IfaceRole) -> &'static str {

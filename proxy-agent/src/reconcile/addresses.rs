@@ -38,8 +38,8 @@ impl AddressCounts {
     }
 
     fn flags(&self, ip: IpAddr) -> u32 {
-        // The four bits ADDR_*.
-        (0..4).map(|bit| 1 << bit).filter(|bit| self.counts.contains_key(&(ip, *bit))).sum()
+        // The five bits ADDR_*.
+        (0..5).map(|bit| 1 << bit).filter(|bit| self.counts.contains_key(&(ip, *bit))).sum()
     }
 
     /// The write for one address, if one is needed. With `keep`, no bit that is there goes.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use proxy_common::{
     abi::{
-        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, BACKEND_CLUSTER_SET, BACKEND_DIRECT,
+        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, BACKEND_CLUSTER_SET, BACKEND_DIRECT,
         BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Cidr, EmptySet, FrontendKind, Iface, IfaceRole,
         SERVICE_SOURCE_RANGES, Service, ServiceKey,
     },
@@ -66,6 +66,7 @@ fn addresses<F: MapFamily>(actual: &Actual, lines: &mut Vec<String>) {
         (ADDR_EXTERNAL, "external"),
         (ADDR_NODE, "node"),
         (ADDR_NODEPORT, "nodeport"),
+        (ADDR_VANISHED, "vanished"),
     ];
     lines.extend(entries.iter().map(|(addr, info)| format!("address {addr}{}", words(info.flags, &flags))));
 }

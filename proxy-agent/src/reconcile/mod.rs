@@ -16,6 +16,7 @@ mod reconciler;
 mod restore;
 mod rings;
 mod target;
+mod vanished;
 mod work;
 
 #[cfg(test)]

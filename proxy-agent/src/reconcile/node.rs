@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use proxy_common::{
-    abi::{ADDR_NODE, ADDR_NODEPORT, Cidr, Iface, MAX_SERVICE_CIDRS, Switches},
+    abi::{ADDR_NODE, ADDR_NODEPORT, Cidr, Iface, MAX_SERVICE_CIDRS, SocketEnding, Switches},
     net::{V4, V6},
 };
 
@@ -29,6 +29,7 @@ pub(super) struct NodeState {
     pub(super) dirty_addresses: BTreeSet<IpAddr>,
     pub(super) ifaces: Option<BTreeMap<u32, Iface>>,
     pub(super) service_cidrs: Option<Vec<IpNet>>,
+    pub(super) socket_ending: Option<SocketEnding>,
 }
 
 impl NodeState {
@@ -39,11 +40,9 @@ impl NodeState {
             let changed = ifaces.iter().filter(|(index, iface)| actual.ifaces.get(index) != Some(iface));
             ops.extend(changed.map(|(index, iface)| MapOp::PutIface(*index, *iface)));
         }
-        if let Some(cidrs) = &self.service_cidrs {
-            let switches = with_service_cidrs(&actual.switches, cidrs);
-            if switches != actual.switches {
-                ops.push(MapOp::WriteSwitches(Box::new(switches)));
-            }
+        let switches = self.switches(&actual.switches);
+        if switches != actual.switches {
+            ops.push(MapOp::WriteSwitches(Box::new(switches)));
         }
         if let Some(ifaces) = &self.ifaces {
             let gone = actual.ifaces.keys().filter(|index| !ifaces.contains_key(index));
@@ -51,18 +50,21 @@ impl NodeState {
         }
         ops
     }
+
+    fn switches(&self, actual: &Switches) -> Switches {
+        let mut switches = *actual;
+        if let Some(cidrs) = &self.service_cidrs {
+            (switches.service_cidrs_v4, switches.service_cidrs_v4_len) = family_cidrs::<V4>(cidrs);
+            (switches.service_cidrs_v6, switches.service_cidrs_v6_len) = family_cidrs::<V6>(cidrs);
+        }
+        switches.socket_ending = self.socket_ending.unwrap_or(switches.socket_ending);
+        switches
+    }
 }
 
 pub(super) fn address_claims(addresses: &[NodeAddress]) -> AddressClaims {
     let nodeport = addresses.iter().filter(|it| it.nodeport).map(|it| (it.ip, ADDR_NODEPORT));
     addresses.iter().map(|it| (it.ip, ADDR_NODE)).chain(nodeport).collect()
-}
-
-fn with_service_cidrs(switches: &Switches, cidrs: &[IpNet]) -> Switches {
-    let mut switches = *switches;
-    (switches.service_cidrs_v4, switches.service_cidrs_v4_len) = family_cidrs::<V4>(cidrs);
-    (switches.service_cidrs_v6, switches.service_cidrs_v6_len) = family_cidrs::<V6>(cidrs);
-    switches
 }
 
 /// The first eight of the family; sorted, so that the order in which they were given makes no difference.

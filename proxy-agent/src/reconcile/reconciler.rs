@@ -5,14 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::Arc,
     time::Instant,
 };
 
 use ipnet::IpNet;
-use proxy_common::abi::{Iface, MAX_SERVICE_CIDRS};
+use proxy_common::abi::{Iface, MAX_SERVICE_CIDRS, SocketEnding};
 
 use super::{
     addresses::{AddressClaims, AddressCounts, known_addresses},
@@ -25,6 +25,7 @@ use super::{
     restore::restore,
     rings::RingAllocator,
     target::RETIRED_SET,
+    vanished::Vanished,
 };
 use crate::{
     dataplane::{Capacity, Dataplane, DataplaneError, MapOp},
@@ -66,6 +67,9 @@ pub struct Reconciler<D> {
     pub(super) addresses: AddressCounts,
     pub(super) services: HashMap<ServiceName, ServiceState>,
     node: NodeState,
+    vanished: Vanished,
+    /// UDP endpoints that stopped serving since [`Self::take_retired`].
+    pub(super) retired: Vec<SocketAddr>,
     pub(super) pending: Pending,
     pub(super) conflicts: BTreeMap<ServiceName, Vec<Conflict>>,
     warnings: BTreeMap<ServiceName, Vec<Warning>>,
@@ -93,6 +97,9 @@ impl<D: Dataplane> Reconciler<D> {
         let mirror = Mirror::new(dataplane.read_all()?);
         let capacity = dataplane.capacity();
         let (ids, rings) = restore(&mirror, &capacity, now);
+        let vanished = Vanished::restore(mirror.actual(), now);
+        let mut addresses = AddressCounts::default();
+        addresses.replace(&AddressClaims::new(), &vanished.claims());
         Ok(Self {
             dataplane,
             capacity,
@@ -100,9 +107,11 @@ impl<D: Dataplane> Reconciler<D> {
             ids,
             rings,
             claims: Claims::new(options.protected_node_ports),
-            addresses: AddressCounts::default(),
+            addresses,
             services: HashMap::new(),
             node: NodeState::default(),
+            vanished,
+            retired: Vec::new(),
             pending: Pending::default(),
             conflicts: BTreeMap::new(),
             warnings: BTreeMap::new(),
@@ -196,14 +205,37 @@ impl<D: Dataplane> Reconciler<D> {
         report
     }
 
-    /// When [`Self::retry`] has something to do.
-    pub fn next_retry(&self) -> Option<Instant> {
-        self.pending.next()
+    /// What `weir status` says of the sockets of endpoints that left.
+    pub fn set_socket_ending(&mut self, ending: SocketEnding, now: Instant) -> Report {
+        self.node.socket_ending = Some(ending);
+        let mut report = Report::default();
+        self.reconcile_node(now, &mut report);
+        report
     }
 
-    /// Tries again what failed and is due.
+    /// UDP endpoints whose generation changed since the last call: they left, their Service did, or their port changed.
+    pub fn take_retired(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.retired)
+    }
+
+    /// Sockets that are connected to endpoints with these addresses may be left: their packets are steered anew.
+    pub fn steer_vanished(&mut self, ips: impl IntoIterator<Item = IpAddr>, now: Instant) -> Report {
+        let mut report = Report::default();
+        self.change_vanished(|vanished| vanished.add(ips, now), now, &mut report);
+        report
+    }
+
+    /// When [`Self::retry`] has something to do.
+    pub fn next_retry(&self) -> Option<Instant> {
+        [self.pending.next(), self.vanished.next()].into_iter().flatten().min()
+    }
+
+    /// Tries again what failed and is due, and ends what has lasted long enough.
     pub fn retry(&mut self, now: Instant) -> Report {
         let mut report = Report::default();
+        if self.vanished.next().is_some_and(|at| at <= now) {
+            self.change_vanished(|vanished| vanished.expire(now), now, &mut report);
+        }
         for subject in self.pending.due(now) {
             match subject {
                 Subject::Node => self.reconcile_node(now, &mut report),
@@ -292,6 +324,14 @@ impl<D: Dataplane> Reconciler<D> {
         for index in stray {
             self.apply(&MapOp::WriteSet { index, set: RETIRED_SET }, now, &mut None, report);
         }
+    }
+
+    fn change_vanished(&mut self, change: impl FnOnce(&mut Vanished), now: Instant, report: &mut Report) {
+        let before = self.vanished.claims();
+        change(&mut self.vanished);
+        let dirty = self.addresses.replace(&before, &self.vanished.claims());
+        self.node.dirty_addresses.extend(dirty);
+        self.reconcile_node(now, report);
     }
 
     fn reconcile_node(&mut self, now: Instant, report: &mut Report) {

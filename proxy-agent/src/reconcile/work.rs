@@ -1,8 +1,11 @@
 //! The work for one Service: ids, diff, writes in order, and what becomes free. Part of [`Reconciler`].
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
-use proxy_common::abi::{ADDR_CLUSTER_IP, ADDR_EXTERNAL, BackendState, FrontendKind};
+use proxy_common::{
+    abi::{ADDR_CLUSTER_IP, ADDR_EXTERNAL, Backend, BackendState, FrontendKind},
+    net::{UDP, V4, V6},
+};
 
 use super::{
     addresses::AddressClaims,
@@ -117,9 +120,28 @@ impl<D: Dataplane> Reconciler<D> {
             let range = (set.len > 0).then_some(Range { start: set.start, len: set.len });
             self.rings.publish(*index, range, now);
         }
+        self.note_retired(op);
         self.release_backend(op, now);
         self.mirror.apply(op);
         true
+    }
+
+    /// Before the mirror follows: what the backend was is still there.
+    fn note_retired(&mut self, op: &MapOp) {
+        let retired = match op {
+            MapOp::V4(FamilyOp::PutBackend(id, new)) => self.retired_by::<V4>(*id, new),
+            MapOp::V6(FamilyOp::PutBackend(id, new)) => self.retired_by::<V6>(*id, new),
+            _ => None,
+        };
+        self.retired.extend(retired);
+    }
+
+    fn retired_by<F: MapFamily>(&self, id: u32, new: &Backend<F>) -> Option<SocketAddr> {
+        let actual = self.mirror.actual();
+        let old = F::tables(actual).backend(id);
+        let leaves = old.state == BackendState::Serving && new.generation != old.generation;
+        let is_udp = || actual.port_names.get(&old.service).is_some_and(|name| name.protocol == UDP);
+        (leaves && is_udp()).then(|| SocketAddr::new(F::to_ip(old.addr), old.port))
     }
 
     fn release_backend(&mut self, op: &MapOp, now: Instant) {

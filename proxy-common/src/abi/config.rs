@@ -65,6 +65,23 @@ impl<F: Family> Cidr<F> {
     pub const NONE: Self = Self { net: F::Addr::ZERO, mask: F::Addr::ZERO };
 }
 
+/// Whether the agent ends connected UDP sockets whose endpoint left. For people; no program reads it.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SocketEnding {
+    /// No agent has said it yet.
+    Unknown = 0,
+    On = 1,
+    /// Those of the node's own network namespace only: no other could be found or entered.
+    OwnNamespaceOnly = 2,
+    /// By `--destroy-sockets=off`.
+    Off = 3,
+    /// The agent lacks a capability.
+    NotPermitted = 4,
+    /// The kernel lacks CONFIG_INET_DIAG_DESTROY or CONFIG_INET_UDP_DIAG.
+    NotSupported = 5,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Switches {
@@ -75,7 +92,7 @@ pub struct Switches {
     pub service_cidrs_v6_len: u32,
     /// Reserved for a move of the tables to another layout. Always 0; no program reads it.
     pub migrating: u32,
-    pub zero: u32,
+    pub socket_ending: SocketEnding,
 }
 
 impl Switches {
@@ -85,7 +102,7 @@ impl Switches {
         service_cidrs_v4_len: 0,
         service_cidrs_v6_len: 0,
         migrating: 0,
-        zero: 0,
+        socket_ending: SocketEnding::Unknown,
     };
 }
 

@@ -69,6 +69,7 @@ reasons! {
     OwnReply = 28, "own-reply", "A reply to the node's own packet.";
     FragmentFollows = 29, "fragment-follows", "A later fragment: goes where its first one went.";
     IcmpError = 30, "icmp-error", "An ICMP error about a packet of a translated flow.";
+    Resteered = 31, "resteered", "A packet of a socket whose endpoint left: another endpoint chosen.";
     // Refused: ICMP port unreachable, or ECONNREFUSED at connect time.
     NoEndpoints = 40, "no-endpoints", "The Service has no usable endpoint.";
     UnknownClusterIpPort = 41, "unknown-cluster-ip-port", "A ClusterIP without such a port.";
@@ -96,6 +97,9 @@ reasons! {
     SockRefused = 83, "sock-refused", "Connect time: ECONNREFUSED.";
     SockUnreachable = 84, "sock-unreachable", "Connect time: EHOSTUNREACH.";
     SockLeft = 85, "sock-left", "Connect time: left to the packet path.";
+    // Counted by the agent.
+    SockEnded = 86, "sock-ended", "A connected UDP socket whose endpoint left: ended with an error.";
+    SockNotEnded = 87, "sock-not-ended", "A connected UDP socket whose endpoint left: the kernel refused to end it.";
 }
 
 /// Slots of COUNTERS.

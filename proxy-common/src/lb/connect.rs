@@ -4,10 +4,10 @@ use super::new_flow::lookup_service;
 use super::select::{Chosen, Client, NotChosen, select_backend};
 use super::tables::Tables;
 use crate::abi::{
-    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, BackendState, CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, EmptySet,
-    Reason, SERVICE_SOURCE_RANGES, SockDirection, SockKey, SockPeer,
+    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, BackendState, CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS,
+    EmptySet, FlowKey, Reason, SERVICE_SOURCE_RANGES, Service, SockDirection, SockKey, SockPeer,
 };
-use crate::net::{Address, Family, TCP, UDP};
+use crate::net::{Address, Family, Packet, TCP, UDP};
 
 /// A socket on its way to a destination.
 #[derive(Clone, Copy)]
@@ -46,14 +46,7 @@ pub fn connect<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) ->
     {
         return SockOutcome::Pass(Reason::NotOurs);
     }
-    let addr_flags = if !request.addr.is_loopback() {
-        tables.address(&request.addr)
-    } else if host {
-        // NodePorts also listen on the node's own loopback; a pod's loopback is the pod's.
-        ADDR_NODE | ADDR_NODEPORT
-    } else {
-        0
-    };
+    let addr_flags = frontend_flags(tables, &request.addr, host);
     if addr_flags == 0 {
         if tables.in_service_cidr(&request.addr) {
             return SockOutcome::Unreachable;
@@ -82,6 +75,19 @@ pub fn connect<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) ->
         Ok(chosen) => translate(tables, request, &chosen),
         Err(NotChosen::Empty(EmptySet::Refuse)) => refuse(request),
         Err(NotChosen::Empty(EmptySet::Drop) | NotChosen::Stale) => SockOutcome::Unreachable,
+    }
+}
+
+/// What a socket's destination is.
+#[inline(always)]
+fn frontend_flags<F: Family, T: Tables<F>>(tables: &T, addr: &F::Addr, host: bool) -> u32 {
+    if !addr.is_loopback() {
+        tables.address(addr) & !ADDR_VANISHED
+    } else if host {
+        // NodePorts also listen on the node's own loopback; a pod's loopback is the pod's.
+        ADDR_NODE | ADDR_NODEPORT
+    } else {
+        0
     }
 }
 
@@ -117,9 +123,49 @@ fn sticky<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) -> Opti
     if peer.check != request.cookie as u32 {
         return None;
     }
-    let backend = tables.backend(peer.backend_id)?;
-    let serving = matches!(backend.state, BackendState::Serving) && backend.generation == peer.generation;
-    serving.then_some(peer)
+    still_serves(tables, &peer).then_some(peer)
+}
+
+/// False once the endpoint that a socket was sent to has left.
+#[inline(always)]
+fn still_serves<F: Family, T: Tables<F>>(tables: &T, peer: &SockPeer<F>) -> bool {
+    match tables.backend(peer.backend_id) {
+        Some(backend) => matches!(backend.state, BackendState::Serving) && backend.generation == peer.generation,
+        None => false,
+    }
+}
+
+/// The frontend that the sender of a packet connected to, if its endpoint has left since; the packet still goes there. Written
+/// to `frontend`'s destination. Called by the packet path for addresses that such endpoints had.
+// A function of its own, for the sake of the caller's stack.
+#[inline(never)]
+pub(super) fn stale_socket<F: Family, T: Tables<F>>(tables: &T, packet: &Packet<F>, frontend: &mut FlowKey<F>) -> bool {
+    let cookie = tables.socket_cookie();
+    if cookie == 0 || packet.protocol != UDP {
+        return false;
+    }
+    let key = SockKey {
+        cookie: [cookie as u32, (cookie >> 32) as u32],
+        addr: packet.tuple.dst,
+        port: packet.tuple.dst_port,
+        protocol: UDP,
+        direction: SockDirection::Reply,
+    };
+    let Some(peer) = tables.sock(&key) else { return false };
+    if peer.check != cookie as u32 || still_serves(tables, &peer) {
+        return false;
+    }
+    frontend.dst = peer.addr;
+    frontend.dst_port = peer.port;
+    true
+}
+
+/// The Service that a stale socket belongs to.
+#[inline(always)]
+pub(super) fn service_of_socket<F: Family, T: Tables<F>>(tables: &T, frontend: &FlowKey<F>) -> Option<Service> {
+    // Only sockets of the node itself were ever translated from a loopback address.
+    let flags = frontend_flags(tables, &frontend.dst, true);
+    lookup_service(tables, &frontend.dst, frontend.dst_port, UDP, flags)
 }
 
 /// Answers of `peer` must be shown as the frontend of `request`: the entry may have been evicted, or tell of another frontend of

@@ -1,5 +1,6 @@
 //! A packet to one of our addresses that belongs to no flow: find the frontend, choose an endpoint, remember the flow.
 
+use super::connect::{service_of_socket, stale_socket};
 use super::conntrack::{reply_key, stack_port};
 use super::decide::TranslatedFamily;
 use super::select::{Client, NotChosen, select_backend};
@@ -7,8 +8,8 @@ use super::snat::{SnatRequest, node_address, plan_snat, range as snat_range};
 use super::tables::{Insert, Tables};
 use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{
-    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, Action, BACKEND_DIRECT, CONFIG_MASQUERADE_ALL, EmptySet, FLOW_HAIRPIN,
-    FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason,
+    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, Action, BACKEND_DIRECT, CONFIG_MASQUERADE_ALL, EmptySet,
+    FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason,
     SERVICE_SOURCE_RANGES, Service, ServiceKey,
 };
 use crate::net::{Address, Family, Packet, UDP};
@@ -44,13 +45,21 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     work: &mut Work<F>,
     addr_flags: u32,
 ) -> Verdict {
-    let Work { packet, key, flow, .. } = work;
+    let Work { packet, key, flow, other, steered, .. } = work;
     if packet.is_of_connection() && !packet.is_syn() {
         return Verdict::pass(Reason::NoFlow);
     }
     let tuple = &packet.tuple;
-    let Some(service) = lookup_service(tables, &tuple.dst, tuple.dst_port, packet.protocol, addr_flags) else {
-        return if addr_flags & ADDR_CLUSTER_IP != 0 {
+    *steered = addr_flags & ADDR_VANISHED != 0 && stale_socket(tables, packet, other);
+    let service = if *steered {
+        service_of_socket(tables, other)
+    } else {
+        lookup_service(tables, &tuple.dst, tuple.dst_port, packet.protocol, addr_flags)
+    };
+    let Some(service) = service else {
+        return if *steered {
+            refuse(packet, Reason::NoEndpoints)
+        } else if addr_flags & ADDR_CLUSTER_IP != 0 {
             refuse(packet, Reason::UnknownClusterIpPort)
         } else {
             Verdict::pass(Reason::UnknownPort)
@@ -107,8 +116,9 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         Ok(()) => {}
         Err(reason) => return Verdict::new(Action::Drop, reason, chosen.id),
     }
-    let Work { packet, rewrite, flow, .. } = work;
-    forward(tables, env, packet, flow, Reason::NewFlow, rewrite)
+    let Work { packet, rewrite, flow, steered, .. } = work;
+    let reason = if *steered { Reason::Resteered } else { Reason::NewFlow };
+    forward(tables, env, packet, flow, reason, rewrite)
 }
 
 /// An ICMP error, unless the packet has a source that must not get one.

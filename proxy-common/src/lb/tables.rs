@@ -59,6 +59,11 @@ pub trait Tables<F: Family> {
     fn sock(&self, key: &SockKey<F>) -> Option<SockPeer<F>>;
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull>;
 
+    /// Cookie of the socket that sent the packet; 0 if it is not known here.
+    fn socket_cookie(&self) -> u64 {
+        0
+    }
+
     /// Takes up to `times` steps, until one returns true. The kernel side does it by bpf_loop (Linux 5.17), so that the
     /// verifier looks at the step once.
     fn repeat<S: Step<Self>>(&self, times: u32, state: &mut S)

@@ -129,6 +129,8 @@ pub struct Work<F: Family> {
     pub quoted: Rewrite<F>,
     /// Its TCP or UDP checksum is quoted too.
     pub quoted_checksum: bool,
+    /// The packet of a socket whose endpoint left (here and not in a variable: the verifier would follow both ways to the end).
+    pub steered: bool,
 }
 
 impl<F: Family> Work<F> {
@@ -146,6 +148,7 @@ impl<F: Family> Work<F> {
             quote: Packet::EMPTY,
             quoted: Rewrite::NONE,
             quoted_checksum: false,
+            steered: false,
         }
     }
 }

@@ -89,6 +89,8 @@ pub(crate) struct Memory<F: Family> {
     pub(crate) frags: Map<FragKey<F>, FragEntry<F>>,
     pub(crate) affinities: Map<AffinityKey, AffinityValue>,
     pub(crate) socks: Map<SockKey<F>, SockPeer<F>>,
+    /// Of the socket that sent the packet.
+    pub(crate) cookie: u64,
     /// Entries per table.
     pub(crate) capacity: usize,
 }
@@ -115,6 +117,7 @@ impl<F: TestFamily> Memory<F> {
             frags: Map::default(),
             affinities: Map::default(),
             socks: Map::default(),
+            cookie: 0,
             capacity: usize::MAX,
         };
         let local = BACKEND_IS_LOCAL | BACKEND_DIRECT | BACKEND_CLUSTER_SET | BACKEND_LOCAL_SET;
@@ -231,6 +234,9 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
     }
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull> {
         put(&self.socks, self.capacity, key, peer, Insert::Any)
+    }
+    fn socket_cookie(&self) -> u64 {
+        self.cookie
     }
     fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         Some(link_to::<F>(dst))

@@ -29,6 +29,8 @@ impl Flows {
             Call::Connect { to } => connect(to, options).await,
             Call::Open { session, proto, to } => self.open(session, proto, to, options).await,
             Call::Send { session, to } => self.send(session, to, options).await,
+            Call::Await { session } => self.wait(session, options).await,
+            Call::Reconnect { session, to } => self.reconnect(session, to, options).await,
             Call::Close { session } => self.close(session),
         };
         CallResult { outcome: done.outcome, peer: done.peer, local: done.local, elapsed: started.elapsed() }
@@ -51,6 +53,24 @@ impl Flows {
         };
         let mut flow = flow.lock().await;
         exchange(&mut flow, to, options).await
+    }
+
+    async fn wait(&self, session: u64, options: &Options) -> Done {
+        let Some(flow) = self.lock().get(&session).cloned() else {
+            return Outcome::Failed(format!("session {session} is not open")).into();
+        };
+        let mut flow = flow.lock().await;
+        let outcome = limited(options, flow.wait()).await.map_or_else(|outcome| outcome, Outcome::Answered);
+        Done::of(&flow, outcome)
+    }
+
+    async fn reconnect(&self, session: u64, to: SocketAddr, options: &Options) -> Done {
+        let Some(flow) = self.lock().get(&session).cloned() else {
+            return Outcome::Failed(format!("session {session} is not open")).into();
+        };
+        let mut flow = flow.lock().await;
+        let outcome = flow.reconnect(to, options).await.map_or_else(|outcome| outcome, |()| Outcome::Connected);
+        Done::of(&flow, outcome)
     }
 
     fn close(&self, session: u64) -> Done {

@@ -63,6 +63,26 @@ impl Flow {
         })
     }
 
+    /// Waits for whatever happens to a UDP socket.
+    pub(super) async fn wait(&mut self) -> Result<Reply, Outcome> {
+        let Socket::Udp { socket, .. } = &self.socket else {
+            return Err(Outcome::Failed("not a UDP flow".to_owned()));
+        };
+        let mut buffer = vec![0; MAX_DATAGRAM];
+        let length = socket.recv(&mut buffer).await.map_err(|error| Outcome::from_io(&error))?;
+        parse(&buffer[..length])
+    }
+
+    /// The same socket, as a resolver does it that keeps one for ever.
+    pub(super) async fn reconnect(&mut self, to: SocketAddr, options: &Options) -> Result<(), Outcome> {
+        let Socket::Udp { socket, .. } = &self.socket else {
+            return Err(Outcome::Failed("not a UDP flow".to_owned()));
+        };
+        socket.connect(on_wire(to, options)).await.map_err(|error| Outcome::from_io(&error))?;
+        self.peer = socket.peer_addr().ok().map(canonical);
+        Ok(())
+    }
+
     /// Sends a request and waits for its answer, without a time limit of its own.
     pub(super) async fn exchange(&mut self, to: Option<SocketAddr>, options: &Options) -> Result<Reply, Outcome> {
         match &mut self.socket {
@@ -110,7 +130,14 @@ async fn get(sender: &mut SendRequest<Empty<Bytes>>, to: SocketAddr, options: &O
 async fn ask(socket: &UdpSocket, to: Option<SocketAddr>, size: usize) -> Result<(Reply, SocketAddr), Outcome> {
     let question = vec![b'?'; size.max(1)];
     let mut buffer = vec![0; MAX_DATAGRAM];
-    while socket.try_recv_from(&mut buffer).is_ok() {}
+    loop {
+        match socket.try_recv_from(&mut buffer) {
+            Ok(_) => {}
+            // The socket is connected no longer: an error that no program may miss.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => return Err(Outcome::Aborted),
+            Err(_) => break,
+        }
+    }
     let exchange = async {
         match to {
             Some(to) => socket.send_to(&question, to).await?,

@@ -60,6 +60,15 @@ pub enum Call {
         session: u64,
         to: Option<SocketAddr>,
     },
+    /// Waits for a datagram or an error on an open UDP flow, without asking.
+    Await {
+        session: u64,
+    },
+    /// Connects the socket of an open UDP flow anew.
+    Reconnect {
+        session: u64,
+        to: SocketAddr,
+    },
     Close {
         session: u64,
     },
@@ -131,6 +140,8 @@ pub enum Outcome {
     /// No route, or an ICMP error that says so.
     Unreachable,
     Reset,
+    /// The socket was ended from outside (ECONNABORTED).
+    Aborted,
     /// The other side closed without an answer.
     Closed,
     /// A cgroup program or a filter forbade it (EPERM).
@@ -160,6 +171,7 @@ impl Outcome {
             Some(libc::ETIMEDOUT) => Self::TimedOut,
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => Self::Unreachable,
             Some(libc::ECONNRESET | libc::EPIPE) => Self::Reset,
+            Some(libc::ECONNABORTED) => Self::Aborted,
             Some(libc::EPERM | libc::EACCES) => Self::Denied,
             _ if error.kind() == io::ErrorKind::UnexpectedEof => Self::Closed,
             _ => Self::Failed(error.to_string()),

@@ -3,7 +3,7 @@
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it. Two more of it, with
 //!   offloads on and off, run some of them again.
-//! * `small`: a world of its own for each test of `flows`, `setup`, `fragments` and `icmp_errors`.
+//! * `small`: a world of its own for each test of `flows`, `vanished`, `setup`, `fragments` and `icmp_errors`.
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
 pub(super) mod flows;
@@ -14,6 +14,7 @@ mod plaza;
 pub(super) mod setup;
 pub(super) mod small;
 mod sockets;
+mod vanished;
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -46,8 +47,12 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
     for (suffix, state) in [("_with_offloads_off", "off"), ("_with_offloads_on", "on")] {
         trials.extend(shared(suffix, &Arc::new(Plaza::with_offloads(state)), |name| WITH_OFFLOADS.contains(&name)));
     }
-    for &(name, rules, test) in
-        flows::TESTS.iter().chain(setup::TESTS).chain(fragments::OWN_TESTS).chain(icmp_errors::OWN_TESTS)
+    for &(name, rules, test) in flows::TESTS
+        .iter()
+        .chain(vanished::TESTS)
+        .chain(setup::TESTS)
+        .chain(fragments::OWN_TESTS)
+        .chain(icmp_errors::OWN_TESTS)
     {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }

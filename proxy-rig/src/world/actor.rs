@@ -205,6 +205,16 @@ impl Session<'_> {
         self.actor.call(Call::Send { session: self.id, to }, options).await
     }
 
+    /// Waits for a datagram or an error on a UDP flow.
+    pub async fn wait(&self, options: Options) -> Result<CallResult> {
+        self.actor.call(Call::Await { session: self.id }, options).await
+    }
+
+    /// Connects the flow's UDP socket anew.
+    pub async fn reconnect(&self, to: SocketAddr, options: Options) -> Result<CallResult> {
+        self.actor.call(Call::Reconnect { session: self.id, to }, options).await
+    }
+
     /// Closes the flow's socket. A session that is only dropped stays open in the process.
     pub async fn close(self) -> Result<()> {
         self.actor.call(Call::Close { session: self.id }, Options::default()).await?;

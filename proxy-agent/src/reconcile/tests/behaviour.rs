@@ -3,7 +3,7 @@
 use super::*;
 use crate::dataplane::Capacity;
 use proxy_common::{
-    abi::{Iface, IfaceRole},
+    abi::{ADDR_VANISHED, Iface, IfaceRole, SocketEnding},
     net::{Address, Ipv4, Ipv6},
 };
 
@@ -273,4 +273,54 @@ fn a_full_map_names_the_service_and_leaves_the_rest_alone() {
     bench.delete(&web());
     bench.settle();
     assert!(bench.dump().iter().any(|line| line.starts_with("service 10.96.0.11:80/TCP")));
+}
+
+#[test]
+fn udp_endpoints_that_leave_are_told_once() {
+    let mut bench = Bench::synced();
+    let dns = |endpoints: &[(&str, &'static str)]| {
+        Spec::new("dns", "10.96.0.53").endpoints(endpoints).with(|service| service.ports[0].protocol = Protocol::Udp)
+    };
+    let both = dns(&[("10.244.1.2", "here"), ("10.244.2.3", "there")]);
+    bench.set(&both);
+    bench.set(&web());
+    bench.set(&dns(&[("10.244.1.2", "here"), ("10.244.2.3", "~there")]));
+    assert_eq!(bench.reconciler.take_retired(), [], "a draining endpoint still serves");
+    bench.set(&dns(&[("10.244.1.2", "here")]));
+    bench.set(&web().endpoints(&[]));
+    assert_eq!(bench.reconciler.take_retired(), ["10.244.2.3:8080".parse().unwrap()], "and none of TCP");
+    assert_eq!(bench.reconciler.take_retired(), []);
+    bench.delete(&both);
+    assert_eq!(bench.reconciler.take_retired(), ["10.244.1.2:8080".parse().unwrap()]);
+    // While no agent ran.
+    bench.set(&both);
+    let mut restarted = bench.restart();
+    restarted.sync();
+    assert_eq!(restarted.reconciler.take_retired().len(), 2);
+}
+
+#[test]
+fn vanished_addresses_last_over_a_restart_and_not_for_ever() {
+    let mut bench = Bench::synced();
+    bench.set(&web());
+    bench.log();
+    bench.reconciler.set_socket_ending(SocketEnding::Off, bench.now);
+    bench.reconciler.steer_vanished([ip("10.244.1.2"), ip("10.96.0.10")], bench.now);
+    let text = format!("flags {ADDR_VANISHED:#x}");
+    assert_eq!(
+        bench.log(),
+        [
+            "write switches",
+            &format!("put address 10.96.0.10 flags {:#x}", ADDR_VANISHED | 1),
+            &format!("put address 10.244.1.2 {text}")
+        ]
+    );
+    let mut restarted = bench.restart();
+    restarted.set(&web());
+    restarted.reconciler.set_socket_ending(SocketEnding::Off, restarted.now);
+    restarted.sync();
+    assert_eq!(restarted.log(), Vec::<String>::new());
+    restarted.settle();
+    assert_eq!(restarted.log(), ["put address 10.96.0.10 flags 0x1", "delete address 10.244.1.2"]);
+    assert_eq!(restarted.reconciler.next_retry(), None);
 }
