@@ -369,6 +369,7 @@ fn stale_sockets_are_steered<F: TestFamily>() {
     assert_eq!(back(&node, &call, &seen, 0), inverse(&tuple), "the answer comes from where the socket sends to");
 
     node.flows.borrow_mut().clear();
+    node.new_flows.borrow_mut().clear();
     node.services.clear();
     let (action, reason, _) = send(&node);
     assert_eq!((action, reason), (Action::Reply, Reason::NoEndpoints), "its Service is gone");
