@@ -3,9 +3,10 @@
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it. Two more of it, with
 //!   offloads on and off, run some of them again.
-//! * `small`: a world of its own for each test of `flows`, `vanished`, `setup`, `fragments` and `icmp_errors`.
+//! * `small`: a world of its own for each test of `flows`, `vanished`, `setup`, `fragments`, `icmp_errors` and `churn`.
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
+mod churn;
 pub(super) mod flows;
 mod fragments;
 mod icmp_errors;
@@ -53,6 +54,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         .chain(setup::TESTS)
         .chain(fragments::OWN_TESTS)
         .chain(icmp_errors::OWN_TESTS)
+        .chain(churn::TESTS)
     {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
