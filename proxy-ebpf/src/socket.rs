@@ -7,9 +7,11 @@ use proxy_common::net::{Family, Ipv4, Ipv6, Tuple, V4, V6};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// BPF_FIB_LKUP_RET_SUCCESS and BPF_FIB_LKUP_RET_NO_NEIGH: a route was found, the next hop's address may be unresolved.
+/// BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH and BPF_FIB_LKUP_RET_FRAG_NEEDED: a route was found, the next hop's address may
+/// be unresolved, the packet may be longer than the link takes (a tunnel device cuts it).
 const FIB_SUCCESS: i64 = 0;
 const FIB_NO_NEIGH: i64 = 7;
+const FIB_TOO_LONG: i64 = 8;
 /// BPF_F_CURRENT_NETNS.
 const CURRENT_NETNS: u64 = u64::MAX;
 
@@ -25,7 +27,7 @@ fn lookup_route(skb: *mut __sk_buff, params: &mut bpf_fib_lookup) -> Option<u32>
     params.ifindex = unsafe { (*skb).ifindex };
     // SAFETY: context and a parameter block of the given size.
     let result = unsafe { fib_lookup(skb.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
-    (result == FIB_SUCCESS || result == FIB_NO_NEIGH).then_some(params.ifindex)
+    matches!(result, FIB_SUCCESS | FIB_NO_NEIGH | FIB_TOO_LONG).then_some(params.ifindex)
 }
 
 #[inline(always)]

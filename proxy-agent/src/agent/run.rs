@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use proxy_common::abi::CONFIG_STRICT_SOURCES;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -23,7 +24,7 @@ use crate::{
     dataplane::KernelMaps,
     loader::{self, Attacher, Pins, WriterLock},
     model::Event,
-    node::{self, NetChange, NodeView, watch},
+    node::{self, NetChange, NodeView, rp_filter, watch},
     object,
     reconcile::{self, Reconciler},
     sources::{kubernetes, manifests},
@@ -99,7 +100,10 @@ async fn lock(pin_root: &Path, stop: &mut Stop) -> anyhow::Result<Option<WriterL
 
 fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, State<KernelMaps>)> {
     let cookie = node::netns_cookie().map_err(loader::LoaderError::Cookie)?;
-    let kernel_config = loader::config_for(&config.node_name, cookie, config.connect_hooks, config.masquerade_all);
+    let mut kernel_config = loader::config_for(&config.node_name, cookie, config.connect_hooks, config.masquerade_all);
+    if rp_filter::is_strict() {
+        kernel_config.flags |= CONFIG_STRICT_SOURCES;
+    }
     let cgroup = match &config.cgroup_root {
         Some(path) => path.clone(),
         None => node::cgroup2_root()?,

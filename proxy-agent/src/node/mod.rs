@@ -9,6 +9,7 @@ mod net;
 mod patterns;
 mod roles;
 mod routes;
+pub mod rp_filter;
 pub mod view;
 pub mod watch;
 

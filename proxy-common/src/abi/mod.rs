@@ -20,8 +20,8 @@ pub use addresses::{ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, AD
 pub use affinity::{AffinityBy, AffinityKey, AffinityValue};
 pub use backends::{BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState};
 pub use config::{
-    CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_MASQUERADE_ALL, Cidr,
-    Config, MAX_SERVICE_CIDRS, ServiceCidrs, SocketEnding, Switches,
+    CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_MASQUERADE_ALL,
+    CONFIG_STRICT_SOURCES, Cidr, Config, MAX_SERVICE_CIDRS, ServiceCidrs, SocketEnding, Switches,
 };
 pub use flows::{FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, SnatEntry};
 pub use fragments::{FragEntry, FragKey};

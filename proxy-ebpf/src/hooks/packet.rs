@@ -12,9 +12,12 @@ use crate::socket::KernelFamily;
 use crate::tables::KernelTables;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_skb_pull_data;
-use proxy_common::abi::{Action, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, Reason, ServiceCidrs};
+use proxy_common::abi::{
+    Action, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_STRICT_SOURCES, Reason, ServiceCidrs,
+};
 use proxy_common::lb::{
-    Env, Tables, TranslatedFamily, Verdict, Work, decide_error, follow_fragment, pass_error, remember_fragment,
+    CHANGED_SRC, Env, Rewrite, Tables, TranslatedFamily, Verdict, Work, decide_error, follow_fragment, pass_error,
+    remember_fragment,
 };
 use proxy_common::net::{
     ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Fragment, Packet, ParseError, V4, V6, parse_packet,
@@ -222,8 +225,16 @@ pub(crate) fn carry_out_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk
     match verdict.action {
         Action::Redirect if scratch.work.rewrite.bounce => redirect::out_of(verdict.ifindex),
         Action::Redirect => redirect::by_neighbour(verdict.ifindex),
-        _ => TCX_NEXT,
+        _ => pass::<D, F>(&scratch.work.rewrite),
     }
+}
+
+/// On its way as it is now. At ingress the source alone changes in packets to the node itself: it is a frontend then, and that
+/// would not be reached by the link that leads to the endpoint.
+#[inline(always)]
+fn pass<D: Direction, F: PacketFamily>(new: &Rewrite<F>) -> i32 {
+    let strict = F::VERSION == 4 && !D::EGRESS && config().has(CONFIG_STRICT_SOURCES);
+    if strict && new.changed & CHANGED_SRC != 0 { redirect::to_this_node() } else { TCX_NEXT }
 }
 
 /// Parses the linear part; if it is too short, makes more of the packet linear and tries once more.
@@ -265,7 +276,7 @@ pub(crate) fn carry_out<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i
                 return TC_ACT_SHOT;
             }
             match verdict.action {
-                Action::Pass => TCX_NEXT,
+                Action::Pass => pass::<D, F>(new),
                 _ if new.bounce => redirect::out_of(verdict.ifindex),
                 _ => redirect::by_neighbour(verdict.ifindex),
             }

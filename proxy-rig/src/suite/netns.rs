@@ -3,13 +3,15 @@
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it. Two more of it, with
 //!   offloads on and off, run some of them again.
-//! * `small`: a world of its own for each test of `flows`, `vanished`, `setup`, `fragments`, `icmp_errors` and `churn`.
+//! * `small`: a world of its own for each test of `flows`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own` and
+//!   `churn`.
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
 mod churn;
 pub(super) mod flows;
 mod fragments;
 mod icmp_errors;
+mod own;
 pub(super) mod paths;
 mod plaza;
 pub(super) mod setup;
@@ -54,6 +56,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         .chain(setup::TESTS)
         .chain(fragments::OWN_TESTS)
         .chain(icmp_errors::OWN_TESTS)
+        .chain(own::OWN_TESTS)
         .chain(churn::TESTS)
     {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));

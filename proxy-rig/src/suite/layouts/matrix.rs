@@ -12,8 +12,8 @@ use crate::{
 };
 
 const WEB: &str = "default/web";
-const WEB4: &str = "10.96.0.1";
-const WEB6: &str = "fd00:10:96::1";
+pub(super) const WEB4: &str = "10.96.0.1";
+pub(super) const WEB6: &str = "fd00:10:96::1";
 
 const BRIDGE_1: [&str; 2] = ["10.244.1.254", "fd00:10:244:1::254"];
 const OVERLAY_1: [&str; 2] = ["10.244.1.253", "fd00:10:244:1::253"];

@@ -41,6 +41,7 @@ pub(super) const TESTS: &[OwnTest] = &[
     ("layout_two_uplinks", "13, 19", || uplinks::test().boxed()),
     ("foreign_tc_programs", "13", || foreign::test().boxed()),
     ("layout_pods_beside_their_node", "13, 15c", || attached::test().boxed()),
+    ("own_packets_over_vxlan", "paths", || own_packets().boxed()),
     ("path_mtu_routed_veth", "icmp, paths", || path_mtu::test(ROUTED).boxed()),
     ("path_mtu_over_vxlan", "icmp, paths", || path_mtu::test(Layout { overlay: true, ..ROUTED }).boxed()),
 ];
@@ -58,6 +59,23 @@ async fn everything(layout: Layout) -> Result<()> {
     stage.start_agents(&args).await?;
     let addressing = Addressing::of(layout, false, true);
     filters::check(&stage, layout, &addressing).await.context("without connect hooks")
+}
+
+/// Sockets of a node without connect hooks: routing to the VIP chose a link that takes longer packets than the overlay.
+async fn own_packets() -> Result<()> {
+    let mut stage = cast::assemble(Layout { overlay: true, ..ROUTED }).await?;
+    // The endpoint is on the other node.
+    stage.cluster.remove_pod("web-2");
+    stage.start_agents(&[cast::ARGS, &["--connect-hooks", "off"]].concat()).await?;
+    for to in [matrix::WEB4, matrix::WEB6] {
+        let to = std::net::SocketAddr::new(to.parse()?, 80);
+        for size in [1400, 1450, 1470, 3000] {
+            datagram(&stage, "node-2", to, size).await?;
+        }
+        let options = Options { size: 1 << 20, upload: 40_000, timeout_ms: 10_000, ..Options::default() };
+        stage.ask("node-2", Proto::Tcp, to, options).await?.answered().with_context(|| format!("node-2 -> {to}"))?;
+    }
+    Ok(())
 }
 
 /// Large answers, compared byte by byte by the caller, with offloads and without.
