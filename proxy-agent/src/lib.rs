@@ -6,6 +6,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod ingest;
 pub mod loader;
+pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod object;

@@ -49,9 +49,10 @@ impl Agent {
         let directory = tempfile::TempDir::new().unwrap();
         let path = directory.path().join("kubeconfig");
         server.write_kubeconfig(&path).unwrap();
-        let client = connect(&KubernetesConfig { kubeconfig: Some(path), master: None }).await.unwrap();
+        let config = KubernetesConfig { kubeconfig: Some(path), ..KubernetesConfig::default() };
+        let client = connect(&config).await.unwrap();
         let (sender, events) = mpsc::channel(64);
-        tokio::spawn(async move { watch(client, "node-a", sender).await });
+        tokio::spawn(async move { watch(client, "node-a", &config.wanted, sender).await });
         Self { snapshot: Snapshot::new("node-a"), events, skips: 0 }
     }
 

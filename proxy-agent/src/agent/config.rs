@@ -23,7 +23,7 @@ pub struct AgentConfig {
     pub source: Source,
     pub node_ports: NodePortAddresses,
     pub roles: RoleRules,
-    /// Known Service ranges; empty if none was named.
+    /// Known Service ranges; empty if none was named, and the source's ServiceCIDR objects count.
     pub service_cidrs: Vec<IpNet>,
     /// Empty: external addresses are accepted from everywhere.
     pub external_ranges: Vec<IpNet>,

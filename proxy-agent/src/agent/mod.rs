@@ -3,6 +3,7 @@
 
 mod attachment;
 mod config;
+mod retired;
 mod run;
 mod sockets;
 mod state;

@@ -17,12 +17,14 @@ use tokio::{
 use super::{
     attachment::Attachment,
     config::{AgentConfig, Source},
+    retired::{Look, RetiredWatch},
     sockets::Sockets,
-    state::{State, until},
+    state::{Settings, State, until},
 };
 use crate::{
     dataplane::KernelMaps,
     loader::{self, Attacher, Pins, WriterLock},
+    metrics::Metrics,
     model::Event,
     node::{self, NetChange, NodeView, rp_filter, watch},
     object,
@@ -51,9 +53,12 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (changes, change_queue) = mpsc::channel(QUEUE);
     tasks.spawn(follow_node(changes));
     tasks.spawn(follow_source(config.source, config.node_name.clone(), events));
-    state.set_service_cidrs(config.service_cidrs, Instant::now());
-    let sockets = Sockets::start(config.sockets, Pins::new(&config.pin_root).dir(), &mut state)?;
-    let mut main_loop = Loop { state, attachment, sockets, sync_delay: config.sync_delay, started, due: None };
+    state.sync_service_cidrs(Instant::now());
+    let pins = Pins::new(&config.pin_root);
+    let sockets = Sockets::start(config.sockets, pins.dir(), &mut state)?;
+    let retired = RetiredWatch::new(pins.dir().to_owned());
+    let mut main_loop =
+        Loop { state, attachment, sockets, retired, sync_delay: config.sync_delay, started, due: None };
     main_loop.run(event_queue, change_queue, &mut stop).await;
     tasks.shutdown().await;
     tracing::info!("ended; the dataplane stays as it is (`weir cleanup` removes it)");
@@ -115,7 +120,9 @@ fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, Stat
     let options = reconcile::Options { protected_node_ports: config.protected_ports.clone() };
     let reconciler = Reconciler::new(maps, options, Instant::now())?;
     let view = NodeView::new(config.roles.clone(), config.node_ports.clone());
-    let state = State::new(&config.node_name, view, reconciler, config.external_ranges.clone());
+    let settings =
+        Settings { external_ranges: config.external_ranges.clone(), service_cidrs: config.service_cidrs.clone() };
+    let state = State::new(&config.node_name, view, reconciler, settings, Metrics::default());
     let waits_for_sync = !loaded.replaced.is_empty();
     let attacher = Attacher::new(loaded.ebpf, pins, config.placement);
     Ok((Attachment::new(attacher, config.connect_hooks, cgroup, waits_for_sync), state))
@@ -125,6 +132,7 @@ struct Loop {
     state: State<KernelMaps>,
     attachment: Attachment,
     sockets: Sockets,
+    retired: RetiredWatch,
     sync_delay: Duration,
     started: Instant,
     /// When what was heard is to be written.
@@ -140,7 +148,9 @@ impl Loop {
     ) {
         loop {
             let now = Instant::now();
-            let wake = [self.due, self.state.next_retry(), self.attachment.retry_at()].into_iter().flatten().min();
+            let look = self.retired.due(self.state.any_retired(), now);
+            let wake =
+                [self.due, self.state.next_retry(), self.attachment.retry_at(), look].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 () = stop.wait() => return,
@@ -148,6 +158,7 @@ impl Loop {
                 Some(news) = self.sockets.news() => self.sockets.take_over(news, &mut self.state),
                 () = pause(until(wake, now)) => self.on_time(),
                 Some(event) = events.recv() => self.on_event(event, &mut events),
+                look = self.retired.found() => self.on_look(&look),
             }
             self.sockets.end_retired(&mut self.state);
         }
@@ -196,6 +207,16 @@ impl Loop {
         if self.attachment.retry_at().is_some_and(|at| at <= now) {
             self.attachment.update(&self.state.view, now);
         }
+        if self.retired.is_due(now) {
+            self.retired.look(self.state.retired_addresses(), now);
+        }
+    }
+
+    fn on_look(&mut self, look: &Look) {
+        match &look.in_use {
+            Ok(in_use) => self.state.remove_retired_addresses(in_use, look.read_at, Instant::now()),
+            Err(error) => tracing::error!("looking for open connections: {error}"),
+        }
     }
 
     fn sync(&mut self, start: Instant) {
@@ -213,6 +234,10 @@ impl Loop {
             let (services, backends) = (self.state.service_count(), self.state.backend_count());
             let start_ms = self.started.elapsed().as_millis();
             tracing::info!(services, backends, writes = synced.applied, sync_ms, start_ms, "ready");
+            let invalid = self.state.metrics().invalid_in_words();
+            if !invalid.is_empty() {
+                tracing::warn!("malformed objects, or parts of them, that are not programmed: {invalid}");
+            }
         }
     }
 }
@@ -233,7 +258,9 @@ async fn follow_source(source: Source, node_name: String, events: mpsc::Sender<E
                 manifests::watch(config.clone(), events.clone()).await.map_err(anyhow::Error::from)
             }
             Source::Kubernetes(config) => match kubernetes::connect(config).await {
-                Ok(client) => kubernetes::watch(client, &node_name, events.clone()).await.map_err(anyhow::Error::from),
+                Ok(client) => kubernetes::watch(client, &node_name, &config.wanted, events.clone())
+                    .await
+                    .map_err(anyhow::Error::from),
                 Err(error) => Err(error.into()),
             },
         };

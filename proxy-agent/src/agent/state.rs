@@ -12,7 +12,8 @@ use proxy_common::abi::{ADDR_NODEPORT, BackendState, SocketEnding};
 
 use crate::{
     dataplane::Dataplane,
-    desired::{Facts, ServiceDesired, build_desired},
+    desired::{Facts, ServiceDesired, build_desired, build_host_ports},
+    metrics::Metrics,
     model::{Event, ServiceName, Snapshot, SourceKind, Touched},
     node::{NetChange, NodeView},
     reconcile::{NodeAddress, Reconciler, Report},
@@ -22,7 +23,8 @@ pub(super) struct State<D> {
     snapshot: Snapshot,
     pub(super) view: NodeView,
     reconciler: Reconciler<D>,
-    external_ranges: Vec<IpNet>,
+    settings: Settings,
+    metrics: Metrics,
     /// Services whose desired state has to be built again.
     stale: Touched,
     /// Which addresses each Service asked about when it was built, and the answers: a new pod's interface or route costs
@@ -36,6 +38,15 @@ pub(super) struct State<D> {
     node_stale: bool,
 }
 
+/// What the flags say.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings {
+    /// Empty: external addresses are accepted from everywhere.
+    pub(super) external_ranges: Vec<IpNet>,
+    /// Empty: the ServiceCIDR objects of the source.
+    pub(super) service_cidrs: Vec<IpNet>,
+}
+
 /// What a sync did, for the log.
 pub(super) struct Synced {
     pub(super) applied: usize,
@@ -44,13 +55,20 @@ pub(super) struct Synced {
 }
 
 impl<D: Dataplane> State<D> {
-    pub(super) fn new(node_name: &str, view: NodeView, reconciler: Reconciler<D>, external_ranges: Vec<IpNet>) -> Self {
+    pub(super) fn new(
+        node_name: &str,
+        view: NodeView,
+        reconciler: Reconciler<D>,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> Self {
         let snapshot = Snapshot::new(node_name);
         Self {
             snapshot,
             view,
             reconciler,
-            external_ranges,
+            settings,
+            metrics,
             stale: Touched::default(),
             direct: HashMap::new(),
             own_addresses: Vec::new(),
@@ -71,12 +89,36 @@ impl<D: Dataplane> State<D> {
             + actual.v6.backends.iter().filter(|it| serving(it.state)).count()
     }
 
-    pub(super) fn set_service_cidrs(&mut self, cidrs: Vec<IpNet>, now: Instant) {
-        log(&self.reconciler.set_service_cidrs(cidrs, now));
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The ranges that a flag names, once at start; without the flag, those that the source has listed.
+    pub(super) fn sync_service_cidrs(&mut self, now: Instant) -> usize {
+        let named = Some(&self.settings.service_cidrs).filter(|cidrs| !cidrs.is_empty()).cloned();
+        let Some(cidrs) = named.or_else(|| self.snapshot.service_cidrs()) else { return 0 };
+        // Ranges that lie in each other or side by side are one.
+        let report = self.reconciler.set_service_cidrs(IpNet::aggregate(&cidrs), now);
+        self.log(&report);
+        report.applied
+    }
+
+    pub(super) fn retired_addresses(&self) -> BTreeSet<IpAddr> {
+        self.reconciler.retired_addresses().collect()
+    }
+
+    pub(super) fn any_retired(&self) -> bool {
+        self.reconciler.retired_addresses().len() > 0
+    }
+
+    pub(super) fn remove_retired_addresses(&mut self, in_use: &BTreeSet<IpAddr>, read_at: Instant, now: Instant) {
+        let report = self.reconciler.remove_retired_addresses(in_use, read_at, now);
+        tracing::debug!(removed = report.applied, in_use = in_use.len(), "addresses without a Service");
     }
 
     pub(super) fn set_socket_ending(&mut self, ending: SocketEnding, now: Instant) {
-        log(&self.reconciler.set_socket_ending(ending, now));
+        let report = self.reconciler.set_socket_ending(ending, now);
+        self.log(&report);
     }
 
     /// UDP endpoints that left since the last call.
@@ -86,11 +128,15 @@ impl<D: Dataplane> State<D> {
 
     /// Sockets that are connected to these endpoints may be left.
     pub(super) fn steer_vanished(&mut self, endpoints: &[SocketAddr], now: Instant) {
-        log(&self.reconciler.steer_vanished(endpoints.iter().map(SocketAddr::ip), now));
+        let report = self.reconciler.steer_vanished(endpoints.iter().map(SocketAddr::ip), now);
+        self.log(&report);
     }
 
     /// Takes over what a source said. Returns whether a sync is needed.
     pub(super) fn on_event(&mut self, event: Event) -> bool {
+        if let Event::Skipped(skips) = &event {
+            self.metrics.count_skips(skips);
+        }
         let before = self.snapshot.synced().len();
         let touched = self.snapshot.apply(event);
         if touched.node {
@@ -132,8 +178,8 @@ impl<D: Dataplane> State<D> {
         let addresses: Vec<NodeAddress> = self.view.addresses().into_iter().map(address).collect();
         let ifaces = self.reconciler.set_ifaces(self.view.ifaces(), now);
         let addresses = self.reconciler.set_node_addresses(&addresses, now);
-        log(&ifaces);
-        log(&addresses);
+        self.log(&ifaces);
+        self.log(&addresses);
         self.find_stale();
         ifaces.applied + addresses.applied
     }
@@ -148,7 +194,7 @@ impl<D: Dataplane> State<D> {
             }
         }
         let report = self.reconciler.set_ifaces(ifaces, now);
-        log(&report);
+        self.log(&report);
         report.applied
     }
 
@@ -159,15 +205,19 @@ impl<D: Dataplane> State<D> {
             return Synced { applied, first: false };
         }
         let stale = std::mem::take(&mut self.stale);
+        if stale.service_cidrs {
+            applied += self.sync_service_cidrs(now);
+        }
         let mut services: BTreeSet<ServiceName> = stale.services;
         if stale.node {
             services.extend(self.snapshot.services().map(|service| service.name.clone()));
+            services.extend(self.snapshot.pods().map(|pod| pod.name.clone()));
         }
         applied += self.sync_services(&services, now);
         let first = self.snapshot.is_synced() && !self.reconciler.is_synced();
         if first {
             let report = self.reconciler.sources_synced(now);
-            log(&report);
+            self.log(&report);
             applied += report.applied;
         }
         Synced { applied, first }
@@ -180,7 +230,7 @@ impl<D: Dataplane> State<D> {
     pub(super) fn retry(&mut self, now: Instant) {
         let failing = !self.reconciler.status().failures.is_empty();
         let report = self.reconciler.retry(now);
-        log(&report);
+        self.log(&report);
         if failing && report.failed.is_empty() && self.reconciler.status().failures.is_empty() {
             tracing::info!("all failed writes have succeeded");
         }
@@ -202,7 +252,10 @@ impl<D: Dataplane> State<D> {
     /// What the Service should have in the maps; `None` if it is gone.
     fn build(&mut self, name: &ServiceName) -> Option<ServiceDesired> {
         self.direct.remove(name);
-        let service = self.snapshot.service(name)?;
+        let (service, pod) = (self.snapshot.service(name), self.snapshot.pod(name));
+        if service.is_none() && pod.is_none() {
+            return None;
+        }
         let answers = RefCell::new(Vec::new());
         let is_direct = |address| {
             let direct = self.view.is_direct(address);
@@ -213,17 +266,28 @@ impl<D: Dataplane> State<D> {
             node: &self.snapshot.node_facts(),
             is_direct: &is_direct,
             node_addresses: &self.own_addresses,
-            external_ranges: &self.external_ranges,
+            external_ranges: &self.settings.external_ranges,
         };
         let slices: Vec<_> = self.snapshot.slices_of(name).collect();
-        let desired = build_desired(service, slices.iter().copied(), &facts);
+        let of_service = service.map(|service| build_desired(service, slices.iter().copied(), &facts));
+        let desired = of_service.or_else(|| pod.map(|pod| build_host_ports(pod, &facts)));
         let mut answers = answers.into_inner();
         answers.sort_unstable();
         answers.dedup();
         if !answers.is_empty() {
             self.direct.insert(name.clone(), answers);
         }
-        Some(desired)
+        desired
+    }
+
+    fn log(&self, report: &Report) {
+        for (subject, failure) in &report.failed {
+            tracing::error!(%subject, attempts = failure.attempts, "{}", failure.error);
+        }
+        for conflict in &report.conflicts {
+            tracing::warn!("{conflict}");
+        }
+        self.metrics.count_conflicts(&report.conflicts);
     }
 
     fn sync_services(&mut self, services: &BTreeSet<ServiceName>, now: Instant) -> usize {
@@ -233,22 +297,14 @@ impl<D: Dataplane> State<D> {
             for warning in desired.iter().flat_map(|desired| &desired.warnings) {
                 if !self.reconciler.status().warnings.get(name).is_some_and(|known| known.contains(warning)) {
                     tracing::warn!(service = %name, "{warning}");
+                    self.metrics.count_warning(warning);
                 }
             }
             let report = self.reconciler.set_service(name, desired, now);
-            log(&report);
+            self.log(&report);
             applied += report.applied;
         }
         applied
-    }
-}
-
-fn log(report: &Report) {
-    for (subject, failure) in &report.failed {
-        tracing::error!(%subject, attempts = failure.attempts, "{}", failure.error);
-    }
-    for conflict in &report.conflicts {
-        tracing::warn!("{conflict}");
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 fn state() -> State<FakeMaps> {
     let reconciler = Reconciler::new(FakeMaps::default(), Options::default(), Instant::now()).unwrap();
     let view = NodeView::new(RoleRules::default(), NodePortAddresses::Primary);
-    State::new("node-a", view, reconciler, Vec::new())
+    State::new("node-a", view, reconciler, Settings::default(), Metrics::default())
 }
 
 fn service(name: &str, cluster_ip: &str) -> Event {
@@ -71,7 +71,7 @@ fn node() -> Event {
 }
 
 fn listed(state: &mut State<FakeMaps>) {
-    for kind in [SourceKind::Services, SourceKind::Slices, SourceKind::Node] {
+    for kind in [SourceKind::Services, SourceKind::Slices, SourceKind::Pods, SourceKind::Node] {
         state.on_event(Event::Synced(kind));
     }
 }
@@ -145,7 +145,8 @@ fn a_restart_leaves_roles_alone_until_the_node_object_is_known() {
         "node-a",
         NodeView::new(RoleRules::default(), NodePortAddresses::Primary),
         Reconciler::new(first.reconciler.into_dataplane(), Options::default(), now).unwrap(),
-        Vec::new(),
+        Settings::default(),
+        Metrics::default(),
     );
     second.on_net(all);
     assert_eq!(second.sync_node(now), 0);

@@ -13,7 +13,10 @@ use crate::{
     loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
     node::{NodePortAddresses, Patterns, RoleRules},
     sockets::SocketsConfig,
-    sources::{kubernetes::KubernetesConfig, manifests::ManifestConfig},
+    sources::{
+        kubernetes::{KubernetesConfig, Wanted},
+        manifests::ManifestConfig,
+    },
 };
 
 /// kube-proxy has no default; this is kubeadm's.
@@ -54,7 +57,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "CIDR,...", default_value = "primary")]
     nodeport_addresses: NodePortAddresses,
     /// Ranges of ClusterIPs: an address in them that no Service has is dropped. With --manifests also where ClusterIPs are
-    /// allocated [default with --manifests: 10.96.0.0/12]
+    /// allocated, by default in 10.96.0.0/12 [default: the ServiceCIDR objects]
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     service_cluster_ip_range: Vec<IpNet>,
     /// External and load balancer addresses are accepted from these ranges only [default: all]
@@ -64,6 +67,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "PORT[-PORT],...", value_delimiter = ',', value_parser = port_range,
           default_value = "22,2379-2380,6443,10249,10250,10256")]
     protected_node_ports: Vec<RangeInclusive<u16>>,
+    /// Serve the host ports of Pods of this node
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    host_ports: bool,
     /// Translate the source of all Service traffic, also that of pods of this node
     #[arg(long)]
     masquerade_all: bool,
@@ -143,9 +149,14 @@ impl AgentArgs {
             Some(path) => {
                 let default = || vec![SERVICE_RANGE.parse().expect("invariant: the constant is a CIDR")];
                 let ranges = self.service_cluster_ip_range.clone();
-                Source::Manifests(ManifestConfig::new(path, if ranges.is_empty() { default() } else { ranges }))
+                let config = ManifestConfig::new(path, if ranges.is_empty() { default() } else { ranges });
+                Source::Manifests(ManifestConfig { host_ports: self.host_ports, ..config })
             }
-            None => Source::Kubernetes(KubernetesConfig { kubeconfig: self.kubeconfig, master: self.master }),
+            None => Source::Kubernetes(KubernetesConfig {
+                kubeconfig: self.kubeconfig,
+                master: self.master,
+                wanted: Wanted { pods: self.host_ports, service_cidrs: self.service_cluster_ip_range.is_empty() },
+            }),
         };
         Ok(AgentConfig {
             node_name: node_name.trim().to_lowercase(),

@@ -10,6 +10,7 @@ use crate::{
 };
 use proxy_common::net::{V4, V6};
 
+/// A Pod with host ports has the same, under [`ServiceName::of_pod`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceDesired {
     pub name: ServiceName,
@@ -74,6 +75,17 @@ pub enum Warning {
     ExternalNotAllowed(IpAddr),
     #[error("{0} cannot be an external or load balancer address; it is not programmed")]
     ForbiddenAddress(IpAddr),
+}
+
+impl Warning {
+    /// A metric label, which never changes.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Warning::ExternalNotAllowed(_) => "not-allowed",
+            Warning::ForbiddenAddress(_) => "forbidden-address",
+        }
+    }
 }
 
 impl SetKind {

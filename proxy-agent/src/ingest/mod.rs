@@ -7,14 +7,18 @@ mod address;
 mod endpoints;
 mod intern;
 mod node;
+mod pod;
 mod service;
+mod service_cidr;
 mod slice;
 
 pub use address::{parse_ip, parse_range};
 pub use endpoints::slices_of_endpoints;
 pub use intern::Interner;
 pub use node::reduce_node;
+pub use pod::reduce_pod;
 pub use service::reduce_service;
+pub use service_cidr::reduce_service_cidr;
 pub use slice::{reduce_slice, share_names};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -30,6 +34,9 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// How a Service wants its backends chosen.
 pub const ALGORITHM_ANNOTATION: &str = "weir.dev/algorithm";
+
+/// The longest name of a namespace, a Service or a port, in bytes (RFC 1123 label).
+const MAX_NAME_LEN: usize = 63;
 
 /// What an object amounts to: `None` if there is nothing to program (headless, ExternalName, another
 /// proxy's, of an unknown family, or without a usable name).
@@ -87,6 +94,13 @@ fn namespaced(metadata: &ObjectMeta) -> Option<(&str, &str)> {
     let namespace = metadata.namespace.as_deref().filter(|it| !it.is_empty())?;
     let name = metadata.name.as_deref().filter(|it| !it.is_empty())?;
     Some((namespace, name))
+}
+
+/// True for a name that the maps can hold and that cannot be taken for another: no API server admits any other.
+fn is_usable_name(name: &str) -> bool {
+    let unusable =
+        |character: char| matches!(character, '/' | ':') || character.is_control() || character.is_whitespace();
+    name.len() <= MAX_NAME_LEN && !name.contains(unusable)
 }
 
 /// A port number that can be used.

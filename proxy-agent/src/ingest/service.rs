@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use super::{
     ALGORITHM_ANNOTATION, PROXY_NAME_LABEL, Reduced, Skips,
     address::{may_be_vip, parse_ip, parse_range},
-    has_label, namespaced, port_number,
+    has_label, is_usable_name, namespaced, port_number,
 };
 use crate::model::{Protocol, Service, ServiceName, ServicePort, SkipReason, TrafficPolicy};
 
@@ -30,6 +30,12 @@ pub fn reduce_service(object: &core::Service) -> Reduced<Service> {
     };
     if spec.type_.as_deref() == Some("ExternalName") || !has_cluster_ip(spec) {
         return Reduced::nothing();
+    }
+    for (field, text) in [("metadata.namespace", namespace), ("metadata.name", name)] {
+        if !is_usable_name(text) {
+            skips.add(field, text, SkipReason::InvalidName);
+            return skips.nothing();
+        }
     }
     let external_policy = policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", &mut skips);
     let service = Service {
@@ -89,6 +95,11 @@ fn vips<'a>(texts: impl Iterator<Item = (String, &'a str)>, skips: &mut Skips) -
 /// sends to the node, and an ingress with a hostname only has no address.
 fn load_balancer_ips(status: Option<&core::ServiceStatus>, skips: &mut Skips) -> Vec<IpAddr> {
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref()).unwrap_or_default();
+    for (index, point) in ingress.iter().enumerate() {
+        if let Some(mode) = point.ip_mode.as_deref().filter(|mode| !["VIP", "Proxy"].contains(mode)) {
+            skips.add(format!("status.loadBalancer.ingress[{index}].ipMode"), mode, SkipReason::InvalidIpMode);
+        }
+    }
     let texts = ingress
         .iter()
         .enumerate()
@@ -130,6 +141,10 @@ fn ports(spec: &core::ServiceSpec, skips: &mut Skips) -> Vec<ServicePort> {
             continue;
         };
         let name: Arc<str> = port.name.as_deref().unwrap_or_default().into();
+        if !is_usable_name(&name) {
+            skips.add(field("name"), &*name, SkipReason::InvalidName);
+            continue;
+        }
         if found.iter().any(|known| known.name == name && known.protocol == protocol) {
             skips.add(field("name"), &*name, SkipReason::DuplicatePort);
             continue;

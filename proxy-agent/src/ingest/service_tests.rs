@@ -154,3 +154,26 @@ fn a_service_without_a_name_is_skipped() {
     assert!(value.is_none());
     assert_eq!(reasons(&skips), [("metadata", "missing-name")]);
 }
+
+#[test]
+fn names_that_no_api_server_admits_are_refused() {
+    let long = "x".repeat(64);
+    for name in ["a/b", "a:b", "a b", "a\n", long.as_str()] {
+        let object = json!({"metadata": {"name": name, "namespace": "default"}, "spec": {"clusterIP": "10.96.0.10"}});
+        let Reduced { value, skips } = reduce_service(&serde_json::from_value(object).unwrap());
+        assert!(value.is_none());
+        assert_eq!(reasons(&skips), [("metadata.name", "invalid-name")]);
+    }
+    let Reduced { value, skips } = reduce(json!({"clusterIP": "10.96.0.10", "ports": [{"name": "a/b", "port": 80}]}));
+    assert!(value.is_some_and(|service| service.ports.is_empty()));
+    assert_eq!(reasons(&skips), [("spec.ports[0].name", "invalid-name")]);
+}
+
+#[test]
+fn an_unknown_ip_mode_is_named_and_not_programmed() {
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "Vip"}]}});
+    let object = service(json!({}), json!({"clusterIP": "10.96.0.10"}), status);
+    let Reduced { value, skips } = reduce_service(&object);
+    assert!(value.is_some_and(|service| service.load_balancer_ips.is_empty()));
+    assert_eq!(reasons(&skips), [("status.loadBalancer.ingress[0].ipMode", "invalid-ip-mode")]);
+}

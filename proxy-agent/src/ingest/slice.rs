@@ -14,15 +14,19 @@ use crate::model::{Endpoint, EndpointSlice, Family, Protocol, ServiceName, SkipR
 /// What there is to program of a slice; nothing if it is a headless Service's or of type FQDN.
 pub fn reduce_slice(object: &discovery::EndpointSlice, names: &mut Interner) -> Reduced<EndpointSlice> {
     let metadata = &object.metadata;
-    let family = match object.address_type.as_str() {
-        "IPv4" => Family::V4,
-        "IPv6" => Family::V6,
-        _ => return Reduced::nothing(),
-    };
     if has_label(metadata, HEADLESS_LABEL) {
         return Reduced::nothing();
     }
     let mut skips = Skips::of("EndpointSlice", metadata);
+    let family = match object.address_type.as_str() {
+        "IPv4" => Family::V4,
+        "IPv6" => Family::V6,
+        "FQDN" => return Reduced::nothing(),
+        other => {
+            skips.add("addressType", other, SkipReason::InvalidAddressType);
+            return skips.nothing();
+        }
+    };
     let Some((namespace, name)) = namespaced(metadata) else {
         skips.add("metadata", "", SkipReason::MissingName);
         return skips.nothing();

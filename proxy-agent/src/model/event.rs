@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     names::ServiceName,
-    objects::{EndpointSlice, Node, Service, SliceKey},
+    objects::{EndpointSlice, Node, Pod, Service, ServiceCidr, SliceKey},
 };
 
 /// An object that is known by a key.
@@ -26,6 +26,10 @@ pub enum SourceKind {
     Services,
     Slices,
     Node,
+    /// Those of this node that have host ports.
+    Pods,
+    /// Never waited for: an API server need not have them.
+    ServiceCidrs,
 }
 
 /// What every source sends.
@@ -34,6 +38,8 @@ pub enum Event {
     Service(Change<Service>),
     Slice(Change<EndpointSlice>),
     Node(Change<Node>),
+    Pod(Change<Pod>),
+    ServiceCidr(Change<ServiceCidr>),
     /// All objects of this kind have been sent once (and again after each relisting).
     Synced(SourceKind),
     /// Parts of objects that could not be used. The source has written the warning; this is for metrics.
@@ -75,10 +81,13 @@ pub enum SkipReason {
     WrongFamily,
     ForbiddenAddress,
     DuplicatePort,
+    InvalidName,
+    InvalidAddressType,
+    InvalidIpMode,
 }
 
 impl SkipReason {
-    pub const ALL: [SkipReason; 12] = [
+    pub const ALL: [SkipReason; 15] = [
         SkipReason::Malformed,
         SkipReason::MissingName,
         SkipReason::MissingService,
@@ -91,6 +100,9 @@ impl SkipReason {
         SkipReason::WrongFamily,
         SkipReason::ForbiddenAddress,
         SkipReason::DuplicatePort,
+        SkipReason::InvalidName,
+        SkipReason::InvalidAddressType,
+        SkipReason::InvalidIpMode,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -107,6 +119,9 @@ impl SkipReason {
             SkipReason::WrongFamily => "wrong-family",
             SkipReason::ForbiddenAddress => "forbidden-address",
             SkipReason::DuplicatePort => "duplicate-port",
+            SkipReason::InvalidName => "invalid-name",
+            SkipReason::InvalidAddressType => "invalid-address-type",
+            SkipReason::InvalidIpMode => "invalid-ip-mode",
         }
     }
 }
@@ -128,6 +143,9 @@ impl fmt::Display for SkipReason {
                 "expected an address outside the loopback, link-local, multicast and unspecified ranges"
             }
             SkipReason::DuplicatePort => "expected each port once",
+            SkipReason::InvalidName => "expected a name of at most 63 bytes without blanks, slashes and colons",
+            SkipReason::InvalidAddressType => "expected IPv4, IPv6 or FQDN",
+            SkipReason::InvalidIpMode => "expected VIP or Proxy",
         })
     }
 }
@@ -168,6 +186,22 @@ impl Keyed for EndpointSlice {
 }
 
 impl Keyed for Node {
+    type Key = Arc<str>;
+
+    fn key(&self) -> Arc<str> {
+        self.name.clone()
+    }
+}
+
+impl Keyed for Pod {
+    type Key = ServiceName;
+
+    fn key(&self) -> ServiceName {
+        self.name.clone()
+    }
+}
+
+impl Keyed for ServiceCidr {
     type Key = Arc<str>;
 
     fn key(&self) -> Arc<str> {

@@ -10,5 +10,8 @@ mod snapshot;
 
 pub use event::{Change, Event, Keyed, ObjectRef, Skip, SkipReason, SourceKind};
 pub use names::{Family, Protocol, ServiceName, ServicePortName};
-pub use objects::{Endpoint, EndpointSlice, Node, NodeFacts, Service, ServicePort, SliceKey, SlicePort, TrafficPolicy};
+pub use objects::{
+    Endpoint, EndpointSlice, HostPort, Node, NodeFacts, Pod, Service, ServiceCidr, ServicePort, SliceKey, SlicePort,
+    TrafficPolicy,
+};
 pub use snapshot::{Snapshot, Touched};

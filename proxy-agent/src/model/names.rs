@@ -1,6 +1,6 @@
 //! The names by which Services and their ports are known everywhere: in maps, metrics and messages.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,10 +33,41 @@ pub enum Family {
     V6,
 }
 
+/// Bytes of `namespace/name:port` that PORT_NAMES holds.
+const STORED_LEN: usize = 144;
+/// In front of a Pod's name: no Service has a slash in its own.
+const POD_PREFIX: &str = "pod/";
+/// Bytes of a Pod's name (of up to 253) that are kept beside the longest namespace and a port number.
+const POD_NAME_LEN: usize = 68;
+
 impl ServiceName {
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
+
+    /// The name under which the host ports of a Pod stand beside the ports of Services.
+    pub fn of_pod(namespace: &str, pod: &str) -> Self {
+        Self::new(namespace, format!("{POD_PREFIX}{}", fitted(pod, POD_NAME_LEN)))
+    }
+
+    pub fn is_pod(&self) -> bool {
+        self.name.starts_with(POD_PREFIX)
+    }
+}
+
+/// The text, or as much of it as fits with a digest of the whole: names that differ stay different, and a restart finds
+/// in the maps what it would write.
+fn fitted(text: &str, max: usize) -> Cow<'_, str> {
+    if text.len() <= max {
+        return Cow::Borrowed(text);
+    }
+    // FNV-1a, whose value never changes with a version of the standard library.
+    let digest = text.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let mut end = max.saturating_sub(9);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(format!("{}~{digest:08x}", &text[..end]))
 }
 
 impl fmt::Display for ServiceName {
@@ -46,8 +77,14 @@ impl fmt::Display for ServiceName {
 }
 
 impl ServicePortName {
+    /// A port name may have 63 bytes, as those of Service and namespace: where all three do not fit, it is shortened.
     pub fn new(service: ServiceName, port: impl Into<Arc<str>>, protocol: Protocol) -> Self {
-        Self { service, port: port.into(), protocol }
+        let port = port.into();
+        let room = STORED_LEN.saturating_sub(service.namespace.len() + service.name.len() + 2);
+        match fitted(&port, room) {
+            Cow::Borrowed(_) => Self { service, port, protocol },
+            Cow::Owned(short) => Self { service, port: short.into(), protocol },
+        }
     }
 }
 
@@ -135,6 +172,21 @@ mod tests {
         assert_eq!(named.to_string(), "default/web:https/TCP");
         let unnamed = ServicePortName::new(service, "", Protocol::Udp);
         assert_eq!(unnamed.to_string(), "default/web/UDP");
+    }
+
+    #[test]
+    fn names_that_do_not_fit_are_shortened_and_stay_different() {
+        let service = ServiceName::new("n".repeat(63), "s".repeat(63));
+        let name = |port: String| ServicePortName::new(service.clone(), port, Protocol::Tcp);
+        let (a, b) = (name("p".repeat(62) + "a"), name("p".repeat(62) + "b"));
+        assert_ne!(a, b);
+        for name in [&a, &b] {
+            assert!(name.service.to_string().len() + 1 + name.port.len() <= STORED_LEN);
+            assert_eq!(ServicePortName::new(name.service.clone(), name.port.clone(), Protocol::Tcp), *name);
+        }
+        let pod = ServiceName::of_pod("default", &"x".repeat(253));
+        assert!(pod.is_pod() && pod.name.len() <= POD_PREFIX.len() + POD_NAME_LEN);
+        assert_eq!(ServiceName::of_pod("default", "web-0").to_string(), "default/pod/web-0");
     }
 
     #[test]

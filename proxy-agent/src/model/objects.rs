@@ -1,4 +1,4 @@
-//! Service, EndpointSlice and Node, reduced. `ingest` fills them; every field is already checked.
+//! Service, EndpointSlice, Node, Pod and ServiceCIDR, reduced. `ingest` fills them; every field is already checked.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -98,6 +98,37 @@ pub struct Node {
     pub deleting: bool,
     /// Carries the taint ToBeDeletedByClusterAutoscaler.
     pub leaving: bool,
+}
+
+/// A Pod that asks for ports of its node (rule 20). Others are not remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// See [`ServiceName::of_pod`].
+    pub name: ServiceName,
+    /// Creation in unix seconds: the older Pod wins a conflict.
+    pub created: Option<i64>,
+    pub node: Arc<str>,
+    /// status.podIPs, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a port of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// None: all addresses of the node; unspecified: all of its family.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub protocol: Protocol,
+    /// Where the container listens.
+    pub port: u16,
+}
+
+/// A range from which ClusterIPs are allocated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    pub name: Arc<str>,
+    pub cidrs: Vec<IpNet>,
 }
 
 /// What endpoint choice has to know of the node it runs on.

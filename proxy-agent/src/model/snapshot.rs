@@ -8,18 +8,23 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{
     event::{Change, Event, SourceKind},
     names::ServiceName,
-    objects::{EndpointSlice, Node, NodeFacts, Service, SliceKey},
+    objects::{EndpointSlice, Node, NodeFacts, Pod, Service, ServiceCidr, SliceKey},
 };
 
 /// What one event (or several, see [`Touched::merge`]) made stale.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
+    /// Services, and Pods with host ports under the names that [`ServiceName::of_pod`] gives them.
     pub services: BTreeSet<ServiceName>,
     /// The own Node changed: addresses, zone or eligibility. Every Service may be affected.
     pub node: bool,
+    /// The ranges of ClusterIPs changed, or are known for the first time.
+    pub service_cidrs: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -30,17 +35,20 @@ pub struct Snapshot {
     slices: BTreeMap<ServiceName, BTreeMap<Arc<str>, EndpointSlice>>,
     /// To which Service a slice belonged when it was last seen.
     slice_owner: HashMap<SliceKey, ServiceName>,
+    pods: BTreeMap<ServiceName, Pod>,
+    service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     synced: BTreeSet<SourceKind>,
 }
 
 impl Touched {
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.node
+        self.services.is_empty() && !self.node && !self.service_cidrs
     }
 
     pub fn merge(&mut self, other: Touched) {
         self.services.extend(other.services);
         self.node |= other.node;
+        self.service_cidrs |= other.service_cidrs;
     }
 }
 
@@ -53,6 +61,8 @@ impl Snapshot {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slice_owner: HashMap::new(),
+            pods: BTreeMap::new(),
+            service_cidrs: BTreeMap::new(),
             synced: BTreeSet::new(),
         }
     }
@@ -65,9 +75,15 @@ impl Snapshot {
             Event::Slice(Change::Applied(slice)) => self.insert_slice(slice, &mut touched.services),
             Event::Slice(Change::Deleted(key)) => touched.services.extend(self.remove_slice(&key)),
             Event::Node(change) => touched.node = self.apply_node(change),
-            Event::Synced(kind) => {
-                self.synced.insert(kind);
+            Event::Pod(change) => touched.services.extend(self.apply_pod(change)),
+            Event::ServiceCidr(Change::Applied(range)) => {
+                let known = self.service_cidrs.insert(range.name.clone(), range.clone());
+                touched.service_cidrs = known.as_ref() != Some(&range);
             }
+            Event::ServiceCidr(Change::Deleted(name)) => {
+                touched.service_cidrs = self.service_cidrs.remove(&name).is_some();
+            }
+            Event::Synced(kind) => touched.service_cidrs = self.synced.insert(kind) && kind == SourceKind::ServiceCidrs,
             Event::Skipped(_) => {}
         }
         touched
@@ -75,7 +91,8 @@ impl Snapshot {
 
     /// True when every kind has been listed once: only then may anything be deleted.
     pub fn is_synced(&self) -> bool {
-        [SourceKind::Services, SourceKind::Slices, SourceKind::Node].iter().all(|kind| self.synced.contains(kind))
+        let kinds = [SourceKind::Services, SourceKind::Slices, SourceKind::Node, SourceKind::Pods];
+        kinds.iter().all(|kind| self.synced.contains(kind))
     }
 
     /// The kinds that were listed in full at least once.
@@ -90,6 +107,21 @@ impl Snapshot {
     /// All Services, by name.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Service> {
         self.services.values()
+    }
+
+    pub fn pod(&self, name: &ServiceName) -> Option<&Pod> {
+        self.pods.get(name)
+    }
+
+    /// The Pods of this node that have host ports, by name.
+    pub fn pods(&self) -> impl ExactSizeIterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// Where ClusterIPs are allocated; None until it was listed.
+    pub fn service_cidrs(&self) -> Option<Vec<IpNet>> {
+        let listed = self.synced.contains(&SourceKind::ServiceCidrs);
+        listed.then(|| self.service_cidrs.values().flat_map(|range| range.cidrs.iter().copied()).collect())
     }
 
     /// The slices of one Service, by slice name.
@@ -123,6 +155,21 @@ impl Snapshot {
                 Some(name)
             }
             Change::Deleted(name) => self.services.remove(&name).map(|_| name),
+        }
+    }
+
+    /// A Pod of another node, or without host ports, is as good as none.
+    fn apply_pod(&mut self, change: Change<Pod>) -> Option<ServiceName> {
+        match change {
+            Change::Applied(pod) if pod.node == self.node_name && !pod.host_ports.is_empty() => {
+                if self.pods.get(&pod.name) == Some(&pod) {
+                    return None;
+                }
+                let name = pod.name.clone();
+                self.pods.insert(name.clone(), pod);
+                Some(name)
+            }
+            Change::Applied(Pod { name, .. }) | Change::Deleted(name) => self.pods.remove(&name).map(|_| name),
         }
     }
 
@@ -167,7 +214,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Family, TrafficPolicy};
+    use crate::model::{Family, HostPort, Protocol, TrafficPolicy};
 
     fn service(name: &str) -> Service {
         Service {
@@ -209,7 +256,8 @@ mod tests {
     }
 
     fn touched(names: &[&str]) -> Touched {
-        Touched { services: names.iter().map(|name| ServiceName::new("default", *name)).collect(), node: false }
+        let services = names.iter().map(|name| ServiceName::new("default", *name)).collect();
+        Touched { services, ..Touched::default() }
     }
 
     #[test]
@@ -259,9 +307,44 @@ mod tests {
     #[test]
     fn synced_when_every_kind_was_listed() {
         let mut snapshot = Snapshot::new("node-a");
-        for (kind, all) in [(SourceKind::Services, false), (SourceKind::Slices, false), (SourceKind::Node, true)] {
+        for (kind, all) in [
+            (SourceKind::Services, false),
+            (SourceKind::Slices, false),
+            (SourceKind::Pods, false),
+            (SourceKind::Node, true),
+        ] {
             assert!(snapshot.apply(Event::Synced(kind)).is_empty());
             assert_eq!(snapshot.is_synced(), all, "after {kind:?}");
         }
+    }
+
+    #[test]
+    fn pods_of_this_node_with_host_ports_count_and_ranges_once_they_are_listed() {
+        let mut snapshot = Snapshot::new("node-a");
+        let pod = |node: &str, ports: &[u16]| Pod {
+            name: ServiceName::of_pod("default", "web"),
+            created: None,
+            node: node.into(),
+            addresses: Vec::new(),
+            host_ports: ports
+                .iter()
+                .map(|port| HostPort { host_ip: None, host_port: *port, protocol: Protocol::Tcp, port: 80 })
+                .collect(),
+        };
+        let name = || BTreeSet::from([ServiceName::of_pod("default", "web")]);
+        let mut apply = |pod: Pod| snapshot.apply(Event::Pod(Change::Applied(pod))).services;
+        assert!(apply(pod("node-b", &[8080])).is_empty());
+        assert_eq!(apply(pod("node-a", &[8080])), name());
+        assert!(apply(pod("node-a", &[8080])).is_empty());
+        assert_eq!(apply(pod("node-a", &[])), name());
+
+        let range = ServiceCidr { name: "kubernetes".into(), cidrs: vec!["10.96.0.0/12".parse().expect("a CIDR")] };
+        assert!(snapshot.apply(Event::ServiceCidr(Change::Applied(range.clone()))).service_cidrs);
+        assert!(!snapshot.apply(Event::ServiceCidr(Change::Applied(range.clone()))).service_cidrs);
+        assert_eq!(snapshot.service_cidrs(), None);
+        assert!(snapshot.apply(Event::Synced(SourceKind::ServiceCidrs)).service_cidrs);
+        assert_eq!(snapshot.service_cidrs(), Some(range.cidrs));
+        assert!(snapshot.apply(Event::ServiceCidr(Change::Deleted("kubernetes".into()))).service_cidrs);
+        assert_eq!(snapshot.service_cidrs(), Some(Vec::new()));
     }
 }

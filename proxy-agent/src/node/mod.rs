@@ -3,6 +3,7 @@
 //! [`watch`] follows the kernel by rtnetlink, [`NodeNet`] is the state that results, and [`view`] turns it into what the
 //! loader (which interfaces) and the reconciler (IFACES, ADDRS, which endpoints are direct) need.
 
+mod clock;
 mod cookie;
 mod mounts;
 mod net;
@@ -13,6 +14,7 @@ pub mod rp_filter;
 pub mod view;
 pub mod watch;
 
+pub use clock::seconds_since_boot;
 pub use cookie::netns_cookie;
 pub use mounts::{MountError, cgroup2_root, ensure_bpffs};
 pub use net::{Link, NetChange, NodeNet};

@@ -5,12 +5,13 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
 };
 
 use proxy_common::abi::FrontendKind;
 
+use super::node::NodeAddress;
 use crate::{
     dataplane::MapFamily,
     desired::{PortFamily, ServiceDesired},
@@ -43,14 +44,31 @@ pub enum ConflictReason {
     EndpointOf(ServiceName),
     #[error("the address is this node's own and the port is protected (--protected-node-ports)")]
     ProtectedPort,
+    #[error("it belongs to {0}, and Services come before host ports")]
+    ServiceFirst(ServicePortName),
 }
 
-/// The order is that of right: older first, then by name.
+/// The order is that of right: Services before host ports, older first, then by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claimant {
+    host_port: bool,
     created: i64,
     port: ServicePortName,
     external: bool,
+}
+
+impl ConflictReason {
+    /// A metric label, which never changes.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            ConflictReason::TakenBy(_) => "taken",
+            ConflictReason::ClusterIpOf(_) => "cluster-ip",
+            ConflictReason::EndpointOf(_) => "endpoint",
+            ConflictReason::ProtectedPort => "protected-port",
+            ConflictReason::ServiceFirst(_) => "service-first",
+        }
+    }
 }
 
 /// Everything that one Service asks for or occupies.
@@ -68,7 +86,9 @@ pub(super) struct Claims {
     by_address: HashMap<IpAddr, BTreeSet<(ServiceName, FrontendId)>>,
     cluster_ips: HashMap<IpAddr, BTreeSet<ServiceName>>,
     endpoints: HashMap<IpAddr, BTreeSet<(ServiceName, u16, u8)>>,
-    node_addresses: BTreeSet<IpAddr>,
+    /// Pods that ask for this port and protocol of the node, with each address.
+    host_ports: HashMap<(u16, u8), BTreeSet<(ServiceName, FrontendId)>>,
+    node_addresses: BTreeSet<NodeAddress>,
     protected: Vec<RangeInclusive<u16>>,
 }
 
@@ -79,6 +99,7 @@ impl Claims {
             by_address: HashMap::new(),
             cluster_ips: HashMap::new(),
             endpoints: HashMap::new(),
+            host_ports: HashMap::new(),
             node_addresses: BTreeSet::new(),
             protected,
         }
@@ -97,12 +118,18 @@ impl Claims {
         for (id, claimant) in old.frontends.difference(&new.frontends) {
             remove(&mut self.frontends, *id, claimant);
             remove(&mut self.by_address, id.ip, &(name.clone(), *id));
+            if claimant.host_port {
+                remove(&mut self.host_ports, (id.port, id.protocol), &(name.clone(), *id));
+            }
             self.claimants(id, &mut affected);
         }
         for (id, claimant) in new.frontends.difference(&old.frontends) {
             self.frontends.entry(*id).or_default().insert(claimant.clone());
             if !id.ip.is_unspecified() {
                 self.by_address.entry(id.ip).or_default().insert((name.clone(), *id));
+            }
+            if claimant.host_port {
+                self.host_ports.entry((id.port, id.protocol)).or_default().insert((name.clone(), *id));
             }
             self.claimants(id, &mut affected);
         }
@@ -127,10 +154,10 @@ impl Claims {
     }
 
     /// Returns the Services that may win or lose by the change.
-    pub(super) fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> BTreeSet<ServiceName> {
+    pub(super) fn set_node_addresses(&mut self, addresses: BTreeSet<NodeAddress>) -> BTreeSet<ServiceName> {
         let mut affected = BTreeSet::new();
-        for ip in self.node_addresses.symmetric_difference(&addresses) {
-            self.services_at(ip, &mut affected);
+        for address in self.node_addresses.symmetric_difference(&addresses) {
+            self.services_at(&address.ip, &mut affected);
         }
         self.node_addresses = addresses;
         affected
@@ -144,19 +171,28 @@ impl Claims {
             return Some(reason);
         }
         let winner = claimants.iter().find(|it| self.refusal(it, &id).is_none())?;
-        (winner.port != *port).then(|| ConflictReason::TakenBy(winner.port.clone()))
+        let other = || winner.port.clone();
+        (winner.port != *port).then(|| match mine.host_port && !winner.host_port {
+            true => ConflictReason::ServiceFirst(other()),
+            false => ConflictReason::TakenBy(other()),
+        })
     }
 
-    /// Addresses that an external or load balancer IP must not take over, whoever asks.
+    /// Addresses that an external or load balancer IP or a host port must not take over, whoever asks.
     fn refusal(&self, claimant: &Claimant, id: &FrontendId) -> Option<ConflictReason> {
-        if !claimant.external {
+        if !claimant.external && !claimant.host_port {
             return None;
+        }
+        if claimant.host_port
+            && let Some(owner) = self.node_port_at(id)
+        {
+            return Some(ConflictReason::ServiceFirst(owner.clone()));
         }
         let me = &claimant.port.service;
         if let Some(owner) = self.cluster_ips.get(&id.ip).into_iter().flatten().find(|owner| *owner != me) {
             return Some(ConflictReason::ClusterIpOf(owner.clone()));
         }
-        let on_node = self.node_addresses.contains(&id.ip);
+        let on_node = claimant.host_port || self.node_address(&id.ip).is_some();
         // On a node address (k3s, kube-vip, bare-metal ingress) only the very port of an endpoint is taken.
         let endpoint =
             self.endpoints.get(&id.ip).into_iter().flatten().find(|(owner, port, protocol)| {
@@ -169,8 +205,28 @@ impl Claims {
         (on_node && is_protected()).then_some(ConflictReason::ProtectedPort)
     }
 
+    fn node_address(&self, ip: &IpAddr) -> Option<&NodeAddress> {
+        // At most one of the two is there.
+        [false, true].into_iter().find_map(|nodeport| self.node_addresses.get(&NodeAddress { ip: *ip, nodeport }))
+    }
+
+    /// The NodePort that is served there: also on loopback addresses, for the node's own sockets.
+    fn node_port_at(&self, id: &FrontendId) -> Option<&ServicePortName> {
+        let served = id.ip.is_loopback() || self.node_address(&id.ip).is_some_and(|it| it.nodeport);
+        let any = match id.ip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let owners = self.frontends.get(&FrontendId { ip: any, ..*id }).filter(|_| served)?;
+        owners.first().map(|owner| &owner.port)
+    }
+
     fn claimants(&self, id: &FrontendId, affected: &mut BTreeSet<ServiceName>) {
         affected.extend(self.frontends.get(id).into_iter().flatten().map(|it| it.port.service.clone()));
+        if id.ip.is_unspecified() {
+            let pods = self.host_ports.get(&(id.port, id.protocol)).into_iter().flatten();
+            affected.extend(pods.map(|(name, _)| name.clone()));
+        }
     }
 
     fn services_at(&self, ip: &IpAddr, affected: &mut BTreeSet<ServiceName>) {
@@ -193,7 +249,9 @@ impl ClaimSet {
     fn add_family<F: MapFamily>(&mut self, name: &ServicePortName, created: i64, family: &PortFamily<F>) {
         for it in &family.frontends {
             let external = matches!(it.kind, FrontendKind::ExternalIp | FrontendKind::LoadBalancer);
-            self.frontends.insert((FrontendId::of::<F>(&it.key), Claimant { created, port: name.clone(), external }));
+            let host_port = it.kind == FrontendKind::HostPort;
+            let claimant = Claimant { host_port, created, port: name.clone(), external };
+            self.frontends.insert((FrontendId::of::<F>(&it.key), claimant));
         }
         let protocol = name.protocol.number();
         self.endpoints.extend(family.backends.iter().map(|it| (F::to_ip(it.addr), it.port, protocol)));

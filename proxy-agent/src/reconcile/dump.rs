@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use proxy_common::{
     abi::{
-        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, BACKEND_CLUSTER_SET, BACKEND_DIRECT,
+        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_RETIRED, ADDR_VANISHED, BACKEND_CLUSTER_SET, BACKEND_DIRECT,
         BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Cidr, EmptySet, FrontendKind, Iface, IfaceRole,
         SERVICE_SOURCE_RANGES, Service, ServiceKey,
     },
@@ -67,6 +67,7 @@ fn addresses<F: MapFamily>(actual: &Actual, lines: &mut Vec<String>) {
         (ADDR_NODE, "node"),
         (ADDR_NODEPORT, "nodeport"),
         (ADDR_VANISHED, "vanished"),
+        (ADDR_RETIRED, "retired"),
     ];
     lines.extend(entries.iter().map(|(addr, info)| format!("address {addr}{}", words(info.flags, &flags))));
 }

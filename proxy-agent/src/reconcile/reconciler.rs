@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use proxy_common::abi::{Iface, MAX_SERVICE_CIDRS, SocketEnding};
 
 use super::{
-    addresses::{AddressClaims, AddressCounts, known_addresses},
+    addresses::{AddressClaims, AddressCounts, deletion, known_addresses},
     claims::{Claims, Conflict},
     diff::diff,
     ids::IdAllocator,
@@ -32,6 +32,9 @@ use crate::{
     desired::{ServiceDesired, Warning},
     model::{Family, ServiceName},
 };
+
+/// At most one in so many addresses of ADDRS waits for its last connections.
+const MOST_RETIRED: usize = 8;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -87,7 +90,7 @@ pub(super) struct ServiceState {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { protected_node_ports: vec![22..=22, 2379..=2380, 6443..=6443, 10250..=10250, 10256..=10256] }
+        Self { protected_node_ports: vec![22..=22, 2379..=2380, 6443..=6443, 10249..=10250, 10256..=10256] }
     }
 }
 
@@ -98,7 +101,7 @@ impl<D: Dataplane> Reconciler<D> {
         let capacity = dataplane.capacity();
         let (ids, rings) = restore(&mirror, &capacity, now);
         let vanished = Vanished::restore(mirror.actual(), now);
-        let mut addresses = AddressCounts::default();
+        let mut addresses = AddressCounts::restore(mirror.actual(), capacity.addrs / MOST_RETIRED, now);
         addresses.replace(&AddressClaims::new(), &vanished.claims());
         Ok(Self {
             dataplane,
@@ -175,7 +178,7 @@ impl<D: Dataplane> Reconciler<D> {
         let dirty = self.addresses.replace(&self.node.addresses, &claims);
         self.node.dirty_addresses.extend(dirty);
         self.node.addresses = claims;
-        let affected = self.claims.set_node_addresses(addresses.iter().map(|it| it.ip).collect());
+        let affected = self.claims.set_node_addresses(addresses.iter().copied().collect());
         let mut report = Report::default();
         self.reconcile_node(now, &mut report);
         if self.synced {
@@ -200,8 +203,27 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         self.node.service_cidrs = Some(cidrs);
+        self.node.dirty_addresses.extend(self.addresses.retired().map(|(ip, _)| ip));
         let mut report = Report::default();
         self.reconcile_node(now, &mut report);
+        report
+    }
+
+    /// Addresses that are nobody's any more and wait for their connections to end.
+    pub fn retired_addresses(&self) -> impl ExactSizeIterator<Item = IpAddr> {
+        self.addresses.retired().map(|(ip, _)| ip)
+    }
+
+    /// Removes retired addresses that no connection uses. `in_use` was read from CONNTRACK no earlier than `read_at`: an
+    /// address that was retired later may have connections that it does not tell of.
+    pub fn remove_retired_addresses(&mut self, in_use: &BTreeSet<IpAddr>, read_at: Instant, now: Instant) -> Report {
+        let mut report = Report::default();
+        let unused = |(ip, since): &(IpAddr, Instant)| *since <= read_at && !in_use.contains(ip);
+        let unused: Vec<IpAddr> = self.addresses.retired().filter(unused).map(|(ip, _)| ip).collect();
+        for op in unused.into_iter().filter_map(deletion) {
+            // What fails now is tried again with the next look at CONNTRACK.
+            self.apply(&op, now, &mut None, &mut report);
+        }
         report
     }
 

@@ -122,6 +122,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.note_retired(op);
         self.release_backend(op, now);
+        self.addresses.written(op, now);
         self.mirror.apply(op);
         true
     }

@@ -16,7 +16,9 @@ mod services;
 mod sets;
 mod sockets;
 
-pub use addresses::{ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, AddressInfo};
+pub use addresses::{
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_RETIRED, ADDR_VANISHED, AddressInfo,
+};
 pub use affinity::{AffinityBy, AffinityKey, AffinityValue};
 pub use backends::{BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState};
 pub use config::{

@@ -2,16 +2,18 @@
 //! use it, with another dataplane each.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
+    ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use proxy_agent::{
     dataplane::{Actual, Dataplane},
-    desired::{Facts, build_desired},
+    desired::{Facts, build_desired, build_host_ports},
     model::{Event, NodeFacts, ServiceName, Snapshot},
-    node::NodeView,
+    node::{NetChange, NodeView},
     reconcile::{Dump, NodeAddress, Options, Reconciler},
 };
 use proxy_common::abi::ADDR_NODEPORT;
@@ -26,6 +28,7 @@ pub(crate) struct Control<D> {
     view: NodeView,
     reconciler: Reconciler<D>,
     service_cidrs: Vec<ipnet::IpNet>,
+    external_ranges: Vec<ipnet::IpNet>,
     /// The reconciler's clock: stands still between the events, goes on for retries and `advance`.
     now: Instant,
 }
@@ -33,11 +36,17 @@ pub(crate) struct Control<D> {
 impl<D: Dataplane> Control<D> {
     pub(super) fn new(node: &SimulatedNode, dataplane: D) -> Result<Self> {
         let now = Instant::now();
+        let mut options = Options::default();
+        if !node.spec().protected_node_ports.is_empty() {
+            let ranges = node.spec().protected_node_ports.iter().map(|text| port_range(text));
+            options.protected_node_ports = ranges.collect::<Result<_>>()?;
+        }
         Ok(Self {
             snapshot: Snapshot::new(node.spec().name.as_str()),
             view: node.view()?,
-            reconciler: Reconciler::new(dataplane, Options::default(), now)?,
+            reconciler: Reconciler::new(dataplane, options, now)?,
             service_cidrs: node.spec().service_cidrs.clone(),
+            external_ranges: node.spec().external_address_ranges.clone(),
             now,
         })
     }
@@ -50,7 +59,10 @@ impl<D: Dataplane> Control<D> {
         }
         if touched.node {
             self.update_node();
-            touched.services.extend(self.snapshot.services().map(|service| service.name.clone()));
+            touched.services.extend(self.all_names());
+        }
+        if touched.service_cidrs {
+            self.update_service_cidrs();
         }
         for name in &touched.services {
             self.update_service(name);
@@ -66,9 +78,40 @@ impl<D: Dataplane> Control<D> {
         self.now = self.now.max(Instant::now());
     }
 
-    pub(super) fn advance(&mut self, seconds: u64) -> Result<()> {
-        self.now += Duration::from_secs(seconds);
+    /// The node gets or loses an address.
+    pub(super) fn network(&mut self, change: NetChange) -> Result<()> {
+        self.view.apply(change);
+        self.update_node();
+        for name in self.all_names() {
+            self.update_service(&name);
+        }
         self.settle()
+    }
+
+    /// `in_use`: the addresses that connections use now; the agent looks for them now and then.
+    pub(super) fn advance(&mut self, seconds: u64, in_use: &BTreeSet<IpAddr>) -> Result<()> {
+        self.now += Duration::from_secs(seconds);
+        self.reconciler.remove_retired(in_use, self.now, self.now);
+        self.settle()
+    }
+
+    /// Addresses that wait for their connections to end.
+    pub(super) fn retired(&self) -> BTreeSet<IpAddr> {
+        self.reconciler.retired().collect()
+    }
+
+    /// What Services and Pods ask for and do not get.
+    pub(super) fn complaints(&self) -> Vec<String> {
+        let status = self.reconciler.status();
+        let conflicts = status.conflicts.values().flatten().map(ToString::to_string);
+        let warnings =
+            status.warnings.iter().flat_map(|(name, list)| list.iter().map(move |it| format!("{name}: {it}")));
+        conflicts.chain(warnings).collect()
+    }
+
+    fn all_names(&self) -> Vec<ServiceName> {
+        let services = self.snapshot.services().map(|service| service.name.clone());
+        services.chain(self.snapshot.pods().map(|pod| pod.name.clone())).collect()
     }
 
     pub(super) fn dump(&self) -> Result<String> {
@@ -85,7 +128,8 @@ impl<D: Dataplane> Control<D> {
     }
 
     fn update_node(&mut self) {
-        let node_ips = self.snapshot.node().map(|node| node.internal_ips.clone()).unwrap_or_default();
+        let node_ips = self.snapshot.node().map(|node| node.internal_ips.iter().chain(&node.external_ips).copied());
+        let node_ips = node_ips.map(Iterator::collect).unwrap_or_default();
         self.view.set_node_ips(node_ips);
         let addresses: Vec<NodeAddress> = self
             .view
@@ -95,16 +139,28 @@ impl<D: Dataplane> Control<D> {
             .collect();
         self.reconciler.set_node_addresses(&addresses, self.now);
         self.reconciler.set_ifaces(self.view.ifaces(), self.now);
-        self.reconciler.set_service_cidrs(self.service_cidrs.clone(), self.now);
+    }
+
+    fn update_service_cidrs(&mut self) {
+        let named = Some(&self.service_cidrs).filter(|cidrs| !cidrs.is_empty()).cloned();
+        if let Some(cidrs) = named.or_else(|| self.snapshot.service_cidrs()) {
+            self.reconciler.set_service_cidrs(ipnet::IpNet::aggregate(&cidrs), self.now);
+        }
     }
 
     fn update_service(&mut self, name: &ServiceName) {
         let node: NodeFacts = self.snapshot.node_facts();
         let node_addresses: Vec<IpAddr> = self.view.addresses().into_keys().collect();
         let is_direct = |address| self.view.is_direct(address);
-        let facts = Facts { node: &node, is_direct: &is_direct, node_addresses: &node_addresses, external_ranges: &[] };
+        let facts = Facts {
+            node: &node,
+            is_direct: &is_direct,
+            node_addresses: &node_addresses,
+            external_ranges: &self.external_ranges,
+        };
         let slices: Vec<_> = self.snapshot.slices_of(name).collect();
         let desired = self.snapshot.service(name).map(|service| build_desired(service, slices.iter().copied(), &facts));
+        let desired = desired.or_else(|| self.snapshot.pod(name).map(|pod| build_host_ports(pod, &facts)));
         self.reconciler.set_service(name, desired, self.now);
     }
 
@@ -118,4 +174,10 @@ impl<D: Dataplane> Control<D> {
         let (subject, failure) = failures.iter().next().context("something is to be retried, nothing failed")?;
         bail!("{subject:?} still fails: {failure:?}");
     }
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Ok(first.parse().with_context(|| format!("port {text:?}"))?
+        ..=last.parse().with_context(|| format!("port {text:?}"))?)
 }

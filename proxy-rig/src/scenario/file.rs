@@ -35,7 +35,11 @@ pub struct NodeSpec {
     /// CIDRs, or `primary`; nothing: the agent's default.
     pub nodeport_addresses: Vec<String>,
     pub interfaces: BTreeMap<String, InterfaceSpec>,
+    /// None: the ServiceCIDR objects of the steps count.
     pub service_cidrs: Vec<IpNet>,
+    pub external_address_ranges: Vec<IpNet>,
+    /// `PORT` or `FIRST-LAST`; nothing: the agent's default.
+    pub protected_node_ports: Vec<String>,
     /// Destination -> interface, for the node's own packets.
     pub routes: BTreeMap<IpNet, String>,
     /// Source ports that are Weir's alone, `first-last`.
@@ -86,6 +90,15 @@ pub struct Step {
     /// `Kind/name` or `Kind/namespace/name`.
     #[serde(default)]
     pub delete: Vec<String>,
+    /// Addresses that the node gets or loses: `add INTERFACE CIDR`, `remove INTERFACE CIDR`.
+    #[serde(default)]
+    pub network: Vec<String>,
+    /// What is left out of this step's objects: each a part of `REASON OBJECT: FIELD: ...`, in order.
+    #[serde(default)]
+    pub skipped: Option<Vec<String>>,
+    /// What a Service or Pod asks for and does not get, at the end of the step: each a part of the message.
+    #[serde(default)]
+    pub complaints: Option<Vec<String>>,
     /// The clock goes on: `130s`, `2m`, `3h`.
     #[serde(default)]
     pub advance: Option<String>,
@@ -199,6 +212,8 @@ impl Default for NodeSpec {
                 (net("fd00:244:1::11/128"), "pod2".to_owned()),
                 (net("fd00:244:2::/64"), "uplink".to_owned()),
             ]),
+            external_address_ranges: Vec::new(),
+            protected_node_ports: Vec::new(),
             snat_ports: None,
             masquerade_all: false,
             udp_sockets: Vec::new(),

@@ -15,7 +15,7 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use proxy_agent::{
-    dataplane::{Actual, KernelMaps},
+    dataplane::{Actual, KernelMaps, frontends_in_use},
     loader::Capacities,
     model::Event,
     object,
@@ -34,6 +34,7 @@ use super::{
     model::backend_in_words,
     node::SimulatedNode,
     run::Machine,
+    sandbox::change_address,
     tables::{Flows, FlowsOf},
 };
 
@@ -266,11 +267,23 @@ impl Machine for KernelMachine {
         self.control.program(events)
     }
 
+    fn network(&mut self, change: &str) -> Result<()> {
+        let (change, heard) = self.node.change(change)?;
+        change_address(&change)?;
+        self.control.network(heard)
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        self.control.complaints()
+    }
+
     /// The clock is a constant of the loaded programs, so they are loaded anew; the maps stay.
     fn advance(&mut self, seconds: u64) -> Result<()> {
         self.config.fixed_now_ns += seconds * 1_000_000_000;
         self.ebpf = load(&self.config, &self.capacities)?;
-        self.control.advance(seconds)
+        let now_s = (self.config.fixed_now_ns / 1_000_000_000) as u32;
+        let in_use = frontends_in_use(Path::new(PIN_DIR), &self.control.retired(), now_s)?;
+        self.control.advance(seconds, &in_use)
     }
 
     fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>> {

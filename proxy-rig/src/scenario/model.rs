@@ -1,11 +1,14 @@
 //! The executor without a kernel: objects through the agent's own code into a fake dataplane, packets through the decision
 //! code of proxy-common.
 
-use std::net::SocketAddr;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context, Result};
 use proxy_agent::{
-    dataplane::{FakeMaps, Injection, MapFamily},
+    dataplane::{FakeMaps, Injection, MapFamily, frontend_of},
     model::Event,
 };
 use proxy_common::{
@@ -127,6 +130,14 @@ pub(super) fn backend_in_words<F: MapFamily>(actual: &proxy_agent::dataplane::Ac
     Some(format!("{} {address}", name.unwrap_or_else(|| format!("service-port {}", backend.service))))
 }
 
+fn frontends_in_use(flows: &Flows, now_s: u32) -> BTreeSet<IpAddr> {
+    fn of<F: RigFamily>(flows: &Flows, now_s: u32) -> BTreeSet<IpAddr> {
+        let table = F::flows(flows).conntrack.borrow();
+        table.iter().filter_map(|(key, flow)| frontend_of(key, flow, now_s)).collect()
+    }
+    of::<V4>(flows, now_s).into_iter().chain(of::<V6>(flows, now_s)).collect()
+}
+
 impl Machine for ModelMachine {
     fn name(&self) -> &'static str {
         self.name
@@ -136,9 +147,19 @@ impl Machine for ModelMachine {
         self.control.program(events)
     }
 
+    fn network(&mut self, change: &str) -> Result<()> {
+        let (_, heard) = self.node.change(change)?;
+        self.control.network(heard)
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        self.control.complaints()
+    }
+
     fn advance(&mut self, seconds: u64) -> Result<()> {
         self.config.fixed_now_ns += seconds * 1_000_000_000;
-        self.control.advance(seconds)
+        let in_use = frontends_in_use(&self.flows, (self.config.fixed_now_ns / 1_000_000_000) as u32);
+        self.control.advance(seconds, &in_use)
     }
 
     fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>> {

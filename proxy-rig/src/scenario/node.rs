@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use ipnet::IpNet;
 use proxy_agent::node::{Link, NetChange, NodeNet, NodePortAddresses, NodeView, Patterns, RoleRules, Route, RouteKey};
 use proxy_common::abi::{CONFIG_MASQUERADE_ALL, Config};
 
@@ -17,6 +18,13 @@ const FIRST_INDEX: u32 = 11;
 const START_S: u64 = 1_000_000;
 const SEED: u32 = 0x5745_4952;
 const MTU: u32 = 1500;
+
+/// An address that comes or goes.
+pub(super) struct AddressChange {
+    pub(super) add: bool,
+    pub(super) interface: String,
+    pub(super) net: IpNet,
+}
 
 #[derive(Clone, Debug)]
 pub struct SimulatedNode {
@@ -62,6 +70,22 @@ impl SimulatedNode {
     pub fn name_of(&self, index: u32) -> String {
         let name = self.indices.iter().find(|(_, it)| **it == index).map(|(name, _)| name.clone());
         name.unwrap_or_else(|| format!("interface {index}"))
+    }
+
+    /// `add INTERFACE CIDR` or `remove INTERFACE CIDR`, as the agent hears of it.
+    pub(super) fn change(&self, text: &str) -> Result<(AddressChange, NetChange)> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [verb, interface, net] = words[..] else { bail!("expected `add|remove INTERFACE CIDR`, got {text:?}") };
+        let link = self.index_of(interface).with_context(|| format!("interface {interface}"))?;
+        let net: IpNet = net.parse().with_context(|| format!("address {net:?}"))?;
+        ensure!(net.prefix_len() == net.max_prefix_len(), "{net}: only host addresses, which bring no route");
+        let address = net.addr();
+        let heard = match verb {
+            "add" => NetChange::Address { link, address, later: false },
+            "remove" => NetChange::AddressGone { link, address },
+            _ => bail!("expected `add` or `remove`, got {verb:?}"),
+        };
+        Ok((AddressChange { add: verb == "add", interface: interface.to_owned(), net }, heard))
     }
 
     pub(super) fn surroundings(&self) -> &Surroundings {

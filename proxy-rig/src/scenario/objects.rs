@@ -1,10 +1,10 @@
 //! The objects of a step as events of a source: the same ingest as the agent's, without files or an API server.
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 use proxy_agent::{
-    ingest::{self, Interner},
-    model::{Change, Event, ServiceName, SliceKey, SourceKind},
+    ingest::{self, Interner, Reduced},
+    model::{Change, Event, Keyed, ObjectRef, ServiceName, Skip, SkipReason, SliceKey, SourceKind},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -38,6 +38,8 @@ impl ObjectReader {
             Event::Synced(SourceKind::Node),
             Event::Synced(SourceKind::Services),
             Event::Synced(SourceKind::Slices),
+            Event::Synced(SourceKind::Pods),
+            Event::Synced(SourceKind::ServiceCidrs),
         ])
     }
 
@@ -64,47 +66,59 @@ impl ObjectReader {
             metadata.entry("namespace").or_insert_with(|| json!(DEFAULT_NAMESPACE)).as_str().unwrap_or_default();
         let namespace = namespace.to_owned();
         let name = metadata.get("name").and_then(Value::as_str).context("metadata.name is missing")?.to_owned();
-        match kind.as_str() {
-            "Service" => {
-                let reduced = ingest::reduce_service(&typed::<core::Service>(object)?);
-                events.push(Event::Service(match reduced.value {
-                    Some(service) => Change::Applied(service),
-                    None => Change::Deleted(ServiceName::new(namespace.as_str(), name.as_str())),
-                }));
-                events.push(Event::Skipped(reduced.skips));
-            }
-            "EndpointSlice" => self.slice(&typed(object)?, events),
-            "Endpoints" => {
-                for slice in ingest::slices_of_endpoints(&typed(object)?) {
-                    self.slice(&slice, events);
-                }
-            }
-            "Node" => {
-                if let Some(node) = ingest::reduce_node(&typed(object)?).value {
-                    events.push(Event::Node(Change::Applied(node)));
-                }
-            }
+        let read = match kind.as_str() {
+            "Service" => typed::<core::Service>(object).map(|object| {
+                let key = ServiceName::new(namespace.as_str(), name.as_str());
+                told(ingest::reduce_service(&object), key, Event::Service, events);
+            }),
+            "EndpointSlice" => typed(object).map(|object| self.slice(&object, events)),
+            "Endpoints" => typed(object).map(|object| {
+                ingest::slices_of_endpoints(&object).iter().for_each(|slice| self.slice(slice, events));
+            }),
+            "Node" => typed::<core::Node>(object)
+                .map(|object| told(ingest::reduce_node(&object), name.as_str().into(), Event::Node, events)),
+            "Pod" => typed::<core::Pod>(object).map(|object| {
+                told(ingest::reduce_pod(&object), ServiceName::of_pod(&namespace, &name), Event::Pod, events);
+            }),
+            "ServiceCIDR" => typed::<networking::ServiceCIDR>(object).map(|object| {
+                told(ingest::reduce_service_cidr(&object), name.as_str().into(), Event::ServiceCidr, events);
+            }),
             other => bail!("objects of kind {other} do nothing"),
+        };
+        // As the sources do: what was sent of it before stays valid.
+        if let Err(error) = read {
+            let kind = KINDS.into_iter().find(|it| *it == kind).context("invariant: the kind is known")?;
+            let object = ObjectRef { kind, namespace: namespace.into(), name: name.into() };
+            let got = format!("{error:#}");
+            let skip = Skip { object, field: String::new(), got, reason: SkipReason::Malformed };
+            events.push(Event::Skipped(vec![skip]));
         }
         Ok(())
     }
 
     fn slice(&mut self, object: &discovery::EndpointSlice, events: &mut Vec<Event>) {
-        let reduced = ingest::reduce_slice(object, &mut self.names);
         let metadata = &object.metadata;
-        events.push(Event::Slice(match reduced.value {
-            Some(slice) => Change::Applied(slice),
-            None => Change::Deleted(SliceKey {
-                namespace: metadata.namespace.as_deref().unwrap_or_default().into(),
-                name: metadata.name.as_deref().unwrap_or_default().into(),
-            }),
-        }));
+        let key = SliceKey {
+            namespace: metadata.namespace.as_deref().unwrap_or_default().into(),
+            name: metadata.name.as_deref().unwrap_or_default().into(),
+        };
+        told(ingest::reduce_slice(object, &mut self.names), key, Event::Slice, events);
+    }
+}
+
+/// The kinds that a scenario may hold.
+const KINDS: [&str; 6] = ["Service", "EndpointSlice", "Endpoints", "Node", "Pod", "ServiceCIDR"];
+
+/// The events of one object. One that is not to be programmed is as good as gone.
+fn told<T: Keyed>(reduced: Reduced<T>, key: T::Key, event: fn(Change<T>) -> Event, events: &mut Vec<Event>) {
+    events.push(event(reduced.value.map_or(Change::Deleted(key), Change::Applied)));
+    if !reduced.skips.is_empty() {
         events.push(Event::Skipped(reduced.skips));
     }
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T> {
-    serde_json::from_value(value.clone()).with_context(|| format!("object {value}"))
+    Ok(serde_json::from_value(value)?)
 }
 
 /// `Kind/name` or `Kind/namespace/name`.
@@ -118,6 +132,9 @@ pub(crate) fn deletion(text: &str) -> Result<Event> {
     Ok(match kind {
         "Service" => Event::Service(Change::Deleted(ServiceName::new(namespace, name))),
         "EndpointSlice" => Event::Slice(Change::Deleted(SliceKey { namespace: namespace.into(), name: name.into() })),
+        "Pod" => Event::Pod(Change::Deleted(ServiceName::of_pod(namespace, name))),
+        "Node" => Event::Node(Change::Deleted(name.into())),
+        "ServiceCIDR" => Event::ServiceCidr(Change::Deleted(name.into())),
         other => bail!("delete: kind {other} is not read"),
     })
 }

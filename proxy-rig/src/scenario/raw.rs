@@ -44,7 +44,9 @@ impl ModelMachine {
 
     /// For the agent's code alone.
     pub(crate) fn pass_time(&mut self, seconds: u64) -> Result<()> {
-        self.control.advance(seconds)
+        // Retired addresses stay: which connections are open is not what is compared here.
+        let in_use = self.control.retired();
+        self.control.advance(seconds, &in_use)
     }
 
     pub(crate) fn clear_flows(&mut self) {
@@ -100,7 +102,9 @@ impl KernelMachine {
 
     /// For the agent's code alone.
     pub(crate) fn pass_time(&mut self, seconds: u64) -> Result<()> {
-        self.control.advance(seconds)
+        // Retired addresses stay: which connections are open is not what is compared here.
+        let in_use = self.control.retired();
+        self.control.advance(seconds, &in_use)
     }
 
     pub(crate) fn reason_counts(&self) -> Result<[u64; REASON_SLOTS]> {

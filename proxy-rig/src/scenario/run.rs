@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, fmt::Write, net::SocketAddr};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use proxy_agent::model::Event;
+use proxy_agent::model::{Event, SkipReason};
 
 use super::{
     expect::Outcome,
@@ -19,6 +19,10 @@ pub trait Machine {
     fn name(&self) -> &'static str;
     /// Takes over events, until everything is written.
     fn program(&mut self, events: &[Event]) -> Result<()>;
+    /// `add INTERFACE CIDR` or `remove INTERFACE CIDR`.
+    fn network(&mut self, change: &str) -> Result<()>;
+    /// What Services and Pods ask for and do not get.
+    fn complaints(&self) -> Vec<String>;
     fn advance(&mut self, seconds: u64) -> Result<()>;
     /// Nothing if the machine cannot run this packet.
     fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>>;
@@ -56,9 +60,15 @@ fn play_step(
     trace: &mut String,
 ) -> Result<()> {
     let events = reader.step_events(step)?;
+    check_skips(step, &events)?;
     if !events.is_empty() {
         for machine in machines.iter_mut() {
             machine.program(&events).with_context(|| machine.name())?;
+        }
+    }
+    for change in &step.network {
+        for machine in machines.iter_mut() {
+            machine.network(change).with_context(|| format!("{}: {change}", machine.name()))?;
         }
     }
     if let Some(advance) = &step.advance {
@@ -82,7 +92,35 @@ fn play_step(
             }
         }
     }
+    for machine in machines.iter() {
+        if let Some(wanted) = &step.complaints {
+            check_texts("complaints", wanted, &machine.complaints()).with_context(|| machine.name())?;
+        }
+    }
     check_maps(step, machines)
+}
+
+/// What the objects lack is as the step says; a malformed one that no step speaks of is a typing error in the scenario.
+fn check_skips(step: &Step, events: &[Event]) -> Result<()> {
+    let skips = || {
+        events.iter().flat_map(|event| match event {
+            Event::Skipped(skips) => skips.as_slice(),
+            _ => &[],
+        })
+    };
+    let Some(wanted) = &step.skipped else {
+        let malformed = skips().find(|skip| skip.reason == SkipReason::Malformed);
+        return malformed.map_or(Ok(()), |skip| Err(anyhow!("{skip}")));
+    };
+    let texts: Vec<String> = skips().map(|skip| format!("{} {skip}", skip.reason.as_str())).collect();
+    check_texts("skipped", wanted, &texts)
+}
+
+/// Each text found holds the one wanted in its place.
+fn check_texts(what: &str, wanted: &[String], found: &[String]) -> Result<()> {
+    let fits = wanted.len() == found.len() && wanted.iter().zip(found).all(|(part, text)| text.contains(part.as_str()));
+    ensure!(fits, "{what}: expected {wanted:#?}, got {found:#?}");
+    Ok(())
 }
 
 fn play_packet(

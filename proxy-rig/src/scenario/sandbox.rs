@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::node::SimulatedNode;
+use super::node::{AddressChange, SimulatedNode};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -72,6 +72,13 @@ fn make_links(node: &SimulatedNode) -> Result<()> {
         lines.push(format!("route replace {to} dev {name}"));
     }
     ip_batch(&lines)
+}
+
+/// The namespace's own interface gets or loses an address.
+pub(super) fn change_address(change: &AddressChange) -> Result<()> {
+    let AddressChange { add, interface, net } = change;
+    let (verb, nodad) = (if *add { "add" } else { "del" }, if *add && net.addr().is_ipv6() { " nodad" } else { "" });
+    ip_batch(&[format!("addr {verb} {net} dev {interface}{nodad}")])
 }
 
 fn ip_batch(lines: &[String]) -> Result<()> {

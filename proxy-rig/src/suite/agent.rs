@@ -61,6 +61,7 @@ async fn selectors() -> Result<()> {
         ("services", "service.kubernetes.io/service-proxy-name"),
         ("endpointslices", "service.kubernetes.io/headless"),
         ("nodes", "metadata.name"),
+        ("pods", "spec.nodeName"),
     ] {
         let about: Vec<_> = requests.iter().filter(|request| request.contains(&format!("/{resource}?"))).collect();
         ensure!(!about.is_empty(), "nothing was asked about {resource}: {requests:#?}");
@@ -70,7 +71,8 @@ async fn selectors() -> Result<()> {
             ensure!(!watch || request.contains("allowWatchBookmarks=true"), "{request} asks for no bookmarks");
         }
     }
-    for resource in ["/pods", "/endpoints?", "/secrets", "/configmaps"] {
+    // With --service-cluster-ip-range nobody asks for ranges.
+    for resource in ["/servicecidrs", "/endpoints?", "/secrets", "/configmaps"] {
         ensure!(!requests.iter().any(|request| request.contains(resource)), "{resource} was asked for");
     }
     Ok(())
@@ -111,7 +113,7 @@ async fn bookmarks() -> Result<()> {
     let config = Config { bookmark_interval: Duration::from_millis(100), ..Config::default() };
     let (mut control, _agent) = Control::start(config).await?;
     let lists = control.server.count("services", Verb::List);
-    // Pods are of no interest to the agent; they only move the version on.
+    // Pods without a node are of no interest to the agent; they only move the version on.
     for number in 0..20 {
         let name = format!("other-{number}");
         control.server.apply_object(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}))?;
@@ -147,7 +149,7 @@ async fn broken_streams() -> Result<()> {
     control.stage.cluster.remove_pod("web-1");
     control.sync()?;
     control.served_by(&["web-2"], Some(AFTER_AN_OUTAGE)).await.context("after a broken chunk")?;
-    control.until("watching again", |server| server.open_watches() >= 3).await?;
+    control.until("watching again", |server| server.open_watches() >= 4).await?;
     control.server.faults().garbage();
     control.server.faults().close_watches();
     control.stage.cluster.change_pod("web-2", |pod| pod.ready = false)?;
@@ -313,9 +315,10 @@ async fn whole_cluster() -> Result<()> {
     }
     let given = std::env::var_os("KUBECONFIG").map(std::path::PathBuf::from);
     let kubeconfig = given.clone().unwrap_or(own);
-    let client = connect(&KubernetesConfig { kubeconfig: Some(kubeconfig), master: None }).await?;
+    let config = KubernetesConfig { kubeconfig: Some(kubeconfig), ..KubernetesConfig::default() };
+    let client = connect(&config).await?;
     let (sender, mut events) = tokio::sync::mpsc::channel(64);
-    let watching = tokio::spawn(async move { watch(client, "node-1", sender).await });
+    let watching = tokio::spawn(async move { watch(client, "node-1", &config.wanted, sender).await });
     let mut snapshot = Snapshot::new("node-1");
     while !snapshot.is_synced() {
         let event = tokio::time::timeout(AFTER_AN_OUTAGE, events.recv()).await.context("the lists do not end")?;

@@ -40,6 +40,7 @@ fn a_service_in_the_maps() {
         ]
     );
     bench.delete(&spec);
+    bench.end_connections();
     assert_eq!(bench.dump(), Vec::<String>::new());
     assert!(bench.actual().port_names.is_empty());
 }
@@ -64,7 +65,7 @@ fn writes_go_from_the_inside_out_and_back() {
     assert_eq!(
         bench.log(),
         [
-            "delete address 10.96.0.10",
+            "put address 10.96.0.10 flags 0x20",
             "delete frontend 10.96.0.10 port 80 protocol 6",
             "empty set 1 (Refuse)",
             "free backend 1 = 10.244.1.2 port 8080",
@@ -178,10 +179,97 @@ fn nothing_goes_before_all_sources_are_synced() {
     let without_new_address = |it: &String| it != "address 172.16.0.2 node";
     assert_eq!(again.dump().into_iter().filter(without_new_address).collect::<Vec<_>>(), before);
     again.sync();
+    assert!(again.dump().contains(&"address 172.16.0.1 retired".to_owned()));
+    again.end_connections();
     assert!(again.dump().iter().all(|line| !line.contains("other") && !line.contains("10.96.0.11")));
     assert!(!again.dump().contains(&"address 172.16.0.1 node nodeport".to_owned()));
     assert!(again.dump().contains(&"address 172.16.0.2 node".to_owned()));
     assert_eq!(again.actual().port_names.len(), 1);
+}
+
+#[test]
+fn a_retired_address_stays_for_its_connections() {
+    let external = |service: &mut Service| service.external_ips = vec![ip("80.11.12.10")];
+    let mut bench = Bench::synced();
+    bench.reconciler.set_service_cidrs(vec!["10.96.0.0/12".parse().expect("a range")], bench.now);
+    bench.set(&web().with(external));
+    bench.set(&web());
+    let retired = "address 80.11.12.10 retired".to_owned();
+    assert!(bench.dump().contains(&retired));
+    // A restart changes nothing, and in the Service CIDR nothing is retired.
+    let mut again = bench.restart();
+    again.reconciler.set_service_cidrs(vec!["10.96.0.0/12".parse().expect("a range")], again.now);
+    again.set(&web());
+    assert_eq!(again.sync().applied, 0, "{:?}", again.log());
+    assert_eq!(again.reconciler.retired_addresses().collect::<Vec<_>>(), [ip("80.11.12.10")]);
+    again.delete(&web());
+    assert_eq!(again.dump(), [retired.clone(), "service-cidr 10.96.0.0/12".to_owned()]);
+    // A look that began before it was retired tells nothing; one that finds a connection leaves it.
+    let before = again.now - Duration::from_secs(3600);
+    again.reconciler.remove_retired_addresses(&BTreeSet::new(), before, again.now);
+    again.reconciler.remove_retired_addresses(&BTreeSet::from([ip("80.11.12.10")]), again.now, again.now);
+    assert!(again.dump().contains(&retired));
+    again.end_connections();
+    assert!(!again.dump().contains(&retired));
+    // It is somebody's again.
+    bench.set(&web().with(external));
+    assert!(bench.dump().contains(&"address 80.11.12.10 external".to_owned()));
+    assert_eq!(bench.reconciler.retired_addresses().len(), 0);
+}
+
+#[test]
+fn services_come_before_host_ports_whatever_their_age() {
+    let facts = Facts {
+        node: &NodeFacts { name: "here".into(), zone: None },
+        is_direct: &|_| true,
+        node_addresses: &[ip("172.16.0.1"), ip("172.16.0.2")],
+        external_ranges: &[],
+    };
+    let pod = |name: &str, created| Pod {
+        name: ServiceName::of_pod("default", name),
+        created: Some(created),
+        node: "here".into(),
+        addresses: vec![ip("10.244.1.9")],
+        host_ports: vec![HostPort { host_ip: None, host_port: 30080, protocol: Protocol::Tcp, port: 80 }],
+    };
+    let mut bench = Bench::synced();
+    let nodes =
+        [("172.16.0.1", true), ("172.16.0.2", false)].map(|(it, nodeport)| NodeAddress { ip: ip(it), nodeport });
+    bench.reconciler.set_node_addresses(&nodes, bench.now);
+    let set = |bench: &mut Bench, pod: &Pod| {
+        let report = bench.reconciler.set_service(&pod.name, Some(build_host_ports(pod, &facts)), bench.now);
+        bench.check();
+        report.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(set(&mut bench, &pod("a", 2)).is_empty());
+    let owners = |bench: &Bench| -> Vec<String> {
+        let lines = bench.dump().into_iter().filter(|line| line.contains(" host-port "));
+        lines.map(|line| line.split(' ').skip(1).take(3).collect::<Vec<_>>().join(" ")).collect()
+    };
+    assert_eq!(owners(&bench).len(), 3, "two addresses and loopback: {:?}", owners(&bench));
+    // The older of two Pods has it until it goes.
+    let conflicts = set(&mut bench, &pod("b", 1));
+    assert_eq!(conflicts.len(), 3, "{conflicts:?}");
+    assert!(owners(&bench).iter().all(|line| line.ends_with("default/pod/b:80")));
+    assert_eq!(bench.reconciler.status().conflicts[&pod("a", 2).name].len(), 3);
+    bench.reconciler.set_service(&pod("b", 1).name, None, bench.now);
+    // A NodePort wins where NodePorts are served, and on loopback.
+    let node_port = web().with(|service| service.ports[0].node_port = Some(30080));
+    bench.set(&node_port);
+    assert_eq!(owners(&bench), ["172.16.0.2:30080/TCP host-port default/pod/a:80"]);
+    let conflicts = &bench.reconciler.status().conflicts[&pod("a", 2).name];
+    assert!(
+        conflicts[0].to_string().ends_with("it belongs to default/web:http/TCP, and Services come before host ports")
+    );
+    let external = web().with(|service| {
+        service.ports[0].port = 30080;
+        service.external_ips = vec![ip("172.16.0.2")];
+    });
+    bench.set(&external);
+    assert_eq!(owners(&bench).len(), 2);
+    bench.delete(&external);
+    assert_eq!(owners(&bench).len(), 3);
+    assert!(bench.reconciler.status().conflicts.is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod behaviour;
 mod properties;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -18,10 +18,10 @@ use proxy_common::{
 use super::{mirror::sets_of, *};
 use crate::{
     dataplane::{Actual, FakeMaps, Injection, MapFamily},
-    desired::{Facts, ServiceDesired, build_desired},
+    desired::{Facts, ServiceDesired, build_desired, build_host_ports},
     model::{
-        Endpoint, EndpointSlice, Family, NodeFacts, Protocol, Service, ServiceName, ServicePort, SlicePort,
-        TrafficPolicy,
+        Endpoint, EndpointSlice, Family, HostPort, NodeFacts, Pod, Protocol, Service, ServiceName, ServicePort,
+        SlicePort, TrafficPolicy,
     },
 };
 
@@ -163,6 +163,12 @@ impl Bench {
             self.reconciler.retry(self.now);
             self.check();
         }
+    }
+
+    /// No connection uses an address that is nobody's any more.
+    fn end_connections(&mut self) {
+        self.reconciler.remove_retired_addresses(&BTreeSet::new(), self.now, self.now);
+        self.check();
     }
 
     fn actual(&self) -> &Actual {

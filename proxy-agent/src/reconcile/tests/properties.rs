@@ -162,6 +162,7 @@ proptest! {
         }
         bench.sync();
         bench.settle();
+        bench.end_connections();
         for name in wanted.specs.keys() {
             prop_assert_eq!(bench.reconciler.plan(name, bench.now), vec![]);
         }
@@ -183,7 +184,8 @@ proptest! {
         bench.reconciler.dataplane_mut().injection = Injection::random(0.3, seed);
         let mut wanted = Wanted::default();
         steps.iter().for_each(|step| wanted.step(step, &mut bench));
-        let (again, _) = wanted.over(bench.restart(), false);
+        let (mut again, _) = wanted.over(bench.restart(), false);
+        again.end_connections();
         let (fresh, _) = wanted.over(Bench::over(FakeMaps::default()), false);
         prop_assert_eq!(again.dump(), fresh.dump());
     }

@@ -18,6 +18,21 @@ pub struct KubernetesConfig {
     pub kubeconfig: Option<PathBuf>,
     /// Takes the place of the address in the kubeconfig or the pod's environment.
     pub master: Option<String>,
+    pub wanted: Wanted,
+}
+
+/// What is asked for beside Services, EndpointSlices and the own Node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The Pods of this node, for their host ports.
+    pub pods: bool,
+    pub service_cidrs: bool,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { pods: true, service_cidrs: true }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +110,11 @@ mod tests {
         if let Some(text) = kubeconfig {
             std::fs::write(&path, text).expect("writable");
         }
-        let config = KubernetesConfig { kubeconfig: kubeconfig.map(|_| path), master: master.map(str::to_owned) };
+        let config = KubernetesConfig {
+            kubeconfig: kubeconfig.map(|_| path),
+            master: master.map(str::to_owned),
+            ..KubernetesConfig::default()
+        };
         client_config(&config).await.map(|it| it.cluster_url.to_string()).map_err(|error| error.to_string())
     }
 
@@ -109,7 +128,8 @@ mod tests {
 
     #[tokio::test]
     async fn errors_say_what_to_mend() {
-        let missing = KubernetesConfig { kubeconfig: Some("/nonexistent/config".into()), master: None };
+        let missing =
+            KubernetesConfig { kubeconfig: Some("/nonexistent/config".into()), ..KubernetesConfig::default() };
         let text = client_config(&missing).await.expect_err("no such file").to_string();
         assert!(text.contains("/nonexistent/config"), "{text}");
         let text = url(None, None).await.expect_err("not in a pod");

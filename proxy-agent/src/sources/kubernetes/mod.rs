@@ -1,4 +1,4 @@
-//! A Kubernetes API server as a source: watches of Services, EndpointSlices and the own Node.
+//! A Kubernetes API server as a source: watches of Services, EndpointSlices, the own Node and its Pods, and ServiceCIDRs.
 //!
 //! Called by the agent's main: [`connect`] makes the client, [`watch`] runs for as long as the agent does.
 //! Objects are reduced when they arrive and not kept here, only their names.
@@ -20,15 +20,17 @@ use kube::{
 };
 use tokio::{sync::mpsc, time};
 
-pub use client::{ConnectError, KubernetesConfig, connect};
+pub use client::{ConnectError, KubernetesConfig, Wanted, connect};
 
 use self::{listing::Listing, tolerant::Tolerant, watched::Watched};
 use super::{ReceiverGone, Warnings};
 use crate::{
     ingest::{Interner, Reduced},
-    model::{EndpointSlice, Event, Node, Service},
+    model::{EndpointSlice, Event, Node, Pod, Service, ServiceCidr},
 };
 
+/// HTTP 403 and 404: we may not list this kind, or the server has none of it.
+const REFUSED: [u16; 2] = [403, 404];
 /// HTTP 410: the resource version is older than what the server remembers.
 const GONE: u16 = 410;
 /// Before a watch that could not even start is begun anew with a listing.
@@ -36,13 +38,33 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends every object and change until the receiver of the events is gone. Errors of the API server are
 /// warnings: the watches are resumed with growing pauses, and what was sent before stays valid.
-pub async fn watch(client: Client, node_name: &str, events: mpsc::Sender<Event>) -> Result<(), ReceiverGone> {
+pub async fn watch(
+    client: Client,
+    node_name: &str,
+    wanted: &Wanted,
+    events: mpsc::Sender<Event>,
+) -> Result<(), ReceiverGone> {
     tokio::try_join!(
         watch_kind::<Service>(&client, node_name, &events),
         watch_kind::<EndpointSlice>(&client, node_name, &events),
         watch_kind::<Node>(&client, node_name, &events),
+        watch_wanted::<Pod>(wanted.pods, &client, node_name, &events),
+        watch_wanted::<ServiceCidr>(wanted.service_cidrs, &client, node_name, &events),
     )?;
     Ok(())
+}
+
+/// Nobody waits for a kind that is not wanted.
+async fn watch_wanted<T: Watched>(
+    wanted: bool,
+    client: &Client,
+    node_name: &str,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), ReceiverGone> {
+    if wanted {
+        return watch_kind::<T>(client, node_name, events).await;
+    }
+    events.send(Event::Synced(T::SOURCE)).await.map_err(|_| ReceiverGone)
 }
 
 /// How one watch came to an end that it does not recover from by itself.
@@ -56,8 +78,13 @@ async fn watch_kind<T: Watched>(
     node_name: &str,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ReceiverGone> {
-    let mut watch =
-        Watch::<T> { events, listing: Listing::default(), names: Interner::default(), warnings: Warnings::default() };
+    let mut watch = Watch::<T> {
+        events,
+        listing: Listing::default(),
+        names: Interner::default(),
+        warnings: Warnings::default(),
+        refused: false,
+    };
     loop {
         tokio::select! {
             () = events.closed() => return Err(ReceiverGone),
@@ -75,6 +102,8 @@ struct Watch<'a, T: Watched> {
     listing: Listing<T>,
     names: Interner,
     warnings: Warnings,
+    /// The server said that it has none of this kind, or not for us; told once.
+    refused: bool,
 }
 
 impl<T: Watched> Watch<'_, T> {
@@ -95,6 +124,13 @@ impl<T: Watched> Watch<'_, T> {
                 Err(watcher::Error::WatchError(status)) if status.code == GONE => {
                     tracing::info!("watching {}: the server has forgotten our version, listing again", T::KIND);
                 }
+                Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
+                    if T::OPTIONAL && REFUSED.contains(&status.code) =>
+                {
+                    if let Err(gone) = self.do_without(&status.message).await {
+                        return End::Receiver(gone);
+                    }
+                }
                 Err(error) => {
                     let text = chain(&error);
                     self.warnings
@@ -103,6 +139,15 @@ impl<T: Watched> Watch<'_, T> {
             }
         }
         End::Expired
+    }
+
+    /// What depends on this kind is missing, everything else works. The listing is tried again, less and less often.
+    async fn do_without(&mut self, message: &str) -> Result<(), ReceiverGone> {
+        if std::mem::replace(&mut self.refused, true) {
+            return Ok(());
+        }
+        tracing::warn!("listing {}: {message}; going on without: {}", T::KIND, T::MISSING);
+        self.send(Event::Synced(T::SOURCE)).await
     }
 
     async fn take(&mut self, event: watcher::Event<Tolerant<T>>) -> Result<(), ReceiverGone> {
@@ -115,6 +160,7 @@ impl<T: Watched> Watch<'_, T> {
                 }
             }
             watcher::Event::InitDone => {
+                self.refused = false;
                 for change in self.listing.finish() {
                     self.send(T::event(change)).await?;
                 }

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::model::{Change, SourceKind};
+use crate::model::Change;
 
 /// One request, as its path with query, and the connection that waits for the answer.
 struct Request {
@@ -56,7 +56,7 @@ async fn accept(listener: TcpListener, requests: UnboundedSender<Request>) {
 async fn server<T: Watched + 'static>() -> (UnboundedReceiver<Request>, Receiver<Event>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let config = KubernetesConfig { kubeconfig: None, master: Some(format!("http://{address}")) };
+    let config = KubernetesConfig { master: Some(format!("http://{address}")), ..KubernetesConfig::default() };
     let client = connect(&config).await.expect("a client");
     let (requests, received) = unbounded_channel();
     let (sender, events) = mpsc::channel(64);
@@ -81,7 +81,11 @@ async fn short(events: &mut Receiver<Event>, count: usize) -> Vec<String> {
             Event::Service(Change::Applied(it)) => format!("+{}", it.name.name),
             Event::Service(Change::Deleted(it)) => format!("-{}", it.name),
             Event::Node(Change::Applied(it)) => format!("+{}", it.name),
-            Event::Synced(SourceKind::Services | SourceKind::Node) => "synced".to_owned(),
+            Event::Pod(Change::Applied(it)) => format!("+{}", it.name),
+            Event::Pod(Change::Deleted(it)) => format!("-{it}"),
+            Event::ServiceCidr(Change::Applied(it)) => format!("+{}", it.cidrs[0]),
+            Event::ServiceCidr(Change::Deleted(it)) => format!("-{it}"),
+            Event::Synced(_) => "synced".to_owned(),
             Event::Skipped(skips) => format!("skipped {}", skips[0].field),
             other => panic!("not expected: {other:?}"),
         });
@@ -141,4 +145,38 @@ async fn the_own_node_by_name_and_errors_are_survived() {
     assert_eq!(short(&mut events, 2).await, ["+node-a", "synced"]);
     // With nobody left to read, the watch ends.
     drop(events);
+}
+
+#[tokio::test]
+async fn a_server_without_service_ranges_is_asked_again_and_not_waited_for() {
+    let (mut requests, mut events) = server::<ServiceCidr>().await;
+    let list = next(requests.recv()).await;
+    assert!(list.target.starts_with("/apis/networking.k8s.io/v1/servicecidrs?"), "{}", list.target);
+    let missing = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound",
+                         "message": "the server could not find the requested resource"});
+    list.answer("404 Not Found", &missing.to_string()).await;
+    assert_eq!(short(&mut events, 1).await, ["synced"]);
+    let again = next(requests.recv()).await;
+    again.list("5", &[json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12"]}})]).await;
+    assert_eq!(short(&mut events, 2).await, ["+10.96.0.0/12", "synced"]);
+}
+
+#[tokio::test]
+async fn pods_of_the_own_node_and_only_those_with_host_ports() {
+    let (mut requests, mut events) = server::<Pod>().await;
+    let list = next(requests.recv()).await;
+    assert_eq!(list.query().get("fieldSelector"), Some(&"spec.nodeName%3Dnode-a"), "{}", list.target);
+    let pod = |name: &str, port: Value| {
+        json!({"metadata": {"name": name, "namespace": "default", "resourceVersion": "1"},
+               "spec": {"nodeName": "node-a", "containers": [{"name": "c", "ports": [port]}]},
+               "status": {"phase": "Running", "podIPs": [{"ip": "10.244.1.10"}]}})
+    };
+    let with = pod("with", json!({"containerPort": 80, "hostPort": 8080}));
+    list.list("5", &[pod("without", json!({"containerPort": 80})), with]).await;
+    assert_eq!(short(&mut events, 2).await, ["+default/pod/with", "synced"]);
+    let watch = next(requests.recv()).await;
+    let mut ended = pod("with", json!({"containerPort": 80, "hostPort": 8080}));
+    ended["status"]["phase"] = json!("Succeeded");
+    watch.answer("200 OK", &format!("{}\n", json!({"type": "MODIFIED", "object": ended}))).await;
+    assert_eq!(short(&mut events, 1).await, ["-default/pod/with"]);
 }

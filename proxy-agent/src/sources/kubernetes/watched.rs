@@ -1,9 +1,9 @@
-//! The three kinds of objects that are watched: which of them, and what becomes of one.
+//! The kinds of objects that are watched: which of them, and what becomes of one.
 
 use std::{fmt, sync::Arc};
 
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::runtime::watcher;
@@ -11,13 +11,16 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     ingest::{self, HEADLESS_LABEL, Interner, PROXY_NAME_LABEL, Reduced},
-    model::{Change, EndpointSlice, Event, Keyed, Node, Service, ServiceName, SliceKey, SourceKind},
+    model::{Change, EndpointSlice, Event, Keyed, Node, Pod, Service, ServiceCidr, ServiceName, SliceKey, SourceKind},
 };
 
 pub(super) trait Watched: Keyed + Clone + fmt::Debug + Send + Sync + 'static {
     type Object: kube::Resource<DynamicType = ()> + DeserializeOwned;
     const KIND: &'static str;
     const SOURCE: SourceKind;
+    /// True if the agent is of use without this kind: then [`Self::MISSING`] says what is not.
+    const OPTIONAL: bool = false;
+    const MISSING: &'static str = "";
 
     /// Which objects the server is asked for.
     fn selection(node_name: &str) -> watcher::Config;
@@ -109,5 +112,54 @@ impl Watched for Node {
 
     fn event(change: Change<Self>) -> Event {
         Event::Node(change)
+    }
+}
+
+impl Watched for Pod {
+    type Object = core::Pod;
+    const KIND: &'static str = "Pod";
+    const SOURCE: SourceKind = SourceKind::Pods;
+    const OPTIONAL: bool = true;
+    const MISSING: &'static str = "host ports are not served (--host-ports=false says that this is meant)";
+
+    /// Those of this node. No selector knows host ports; all others are forgotten on arrival.
+    fn selection(node_name: &str) -> watcher::Config {
+        from_cache().fields(&format!("spec.nodeName={node_name}"))
+    }
+
+    fn key_of(metadata: &ObjectMeta) -> Option<ServiceName> {
+        Some(ServiceName::of_pod(metadata.namespace.as_deref()?, metadata.name.as_deref()?))
+    }
+
+    fn reduce(object: &core::Pod) -> Reduced<Self> {
+        ingest::reduce_pod(object)
+    }
+
+    fn event(change: Change<Self>) -> Event {
+        Event::Pod(change)
+    }
+}
+
+impl Watched for ServiceCidr {
+    type Object = networking::ServiceCIDR;
+    const KIND: &'static str = "ServiceCIDR";
+    const SOURCE: SourceKind = SourceKind::ServiceCidrs;
+    const OPTIONAL: bool = true;
+    const MISSING: &'static str = "addresses of the Service range that no Service has are not dropped (--service-cluster-ip-range names the range)";
+
+    fn selection(_node_name: &str) -> watcher::Config {
+        from_cache()
+    }
+
+    fn key_of(metadata: &ObjectMeta) -> Option<Arc<str>> {
+        metadata.name.as_deref().map(Into::into)
+    }
+
+    fn reduce(object: &networking::ServiceCIDR) -> Reduced<Self> {
+        ingest::reduce_service_cidr(object)
+    }
+
+    fn event(change: Change<Self>) -> Event {
+        Event::ServiceCidr(change)
     }
 }

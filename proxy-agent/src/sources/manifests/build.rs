@@ -13,7 +13,7 @@ use k8s_openapi::{
 use super::{allocate::Allocations, defaults, document::Object, pods::slices_of_pods};
 use crate::{
     ingest::{self, Interner, Reduced, SERVICE_NAME_LABEL, ZONE_LABEL},
-    model::{Change, EndpointSlice, Event, Keyed, Node, Service, ServiceName, Skip, SliceKey},
+    model::{Change, EndpointSlice, Event, Keyed, Node, Pod, Service, ServiceCidr, ServiceName, Skip, SliceKey},
 };
 
 /// What the manifests say, in the model's terms.
@@ -22,6 +22,8 @@ pub(super) struct World {
     services: BTreeMap<ServiceName, Service>,
     slices: BTreeMap<SliceKey, EndpointSlice>,
     nodes: BTreeMap<Arc<str>, Node>,
+    pods: BTreeMap<ServiceName, Pod>,
+    service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     pub(super) skips: Vec<Skip>,
     /// Findings that are no malformed field: objects given twice, no free address.
     pub(super) warnings: Vec<String>,
@@ -35,6 +37,7 @@ pub(super) fn build<'a>(
     objects: impl Iterator<Item = &'a Object>,
     allocations: &mut Allocations,
     names: &mut Interner,
+    host_ports: bool,
 ) -> World {
     let mut world = World::default();
     let mut all = unique(objects, &mut world.warnings);
@@ -56,6 +59,10 @@ pub(super) fn build<'a>(
             Object::Service(service) => world.add(ingest::reduce_service(service), |world| &mut world.services),
             Object::Slice(slice) => world.add_slice(slice, names),
             Object::Node(node) => world.add(ingest::reduce_node(node), |world| &mut world.nodes),
+            Object::Pod(pod) if host_ports => world.add(ingest::reduce_pod(pod), |world| &mut world.pods),
+            Object::ServiceCidr(range) => {
+                world.add(ingest::reduce_service_cidr(range), |world| &mut world.service_cidrs);
+            }
             Object::Endpoints(_) | Object::Pod(_) => {}
         }
     }
@@ -67,7 +74,9 @@ pub(super) fn changes(old: &World, new: &World) -> Vec<Event> {
     let nodes = differences(&old.nodes, &new.nodes).map(Event::Node);
     let services = differences(&old.services, &new.services).map(Event::Service);
     let slices = differences(&old.slices, &new.slices).map(Event::Slice);
-    nodes.chain(services).chain(slices).collect()
+    let pods = differences(&old.pods, &new.pods).map(Event::Pod);
+    let ranges = differences(&old.service_cidrs, &new.service_cidrs).map(Event::ServiceCidr);
+    nodes.chain(ranges).chain(services).chain(slices).chain(pods).collect()
 }
 
 fn differences<'a, T>(
@@ -117,9 +126,11 @@ fn identity(object: &Object) -> Identity {
         Object::Endpoints(it) => ("Endpoints", &it.metadata),
         Object::Node(it) => ("Node", &it.metadata),
         Object::Pod(it) => ("Pod", &it.metadata),
+        Object::ServiceCidr(it) => ("ServiceCIDR", &it.metadata),
     };
-    // A Node has no namespace, whatever its manifest says.
-    let namespace = if kind == "Node" { String::new() } else { text(metadata.namespace.as_ref()) };
+    // Neither has a namespace, whatever its manifest says.
+    let namespace =
+        if ["Node", "ServiceCIDR"].contains(&kind) { String::new() } else { text(metadata.namespace.as_ref()) };
     (kind, namespace, text(metadata.name.as_ref()))
 }
 
@@ -141,7 +152,7 @@ fn derived_slices(all: &BTreeMap<Identity, Object>) -> Vec<discovery::EndpointSl
             }
             Object::Pod(pod) => pods.push(&**pod),
             Object::Node(node) => zones.extend(zone_of(&node.metadata)),
-            Object::Service(_) | Object::Endpoints(_) => {}
+            Object::Service(_) | Object::Endpoints(_) | Object::ServiceCidr(_) => {}
         }
     }
     let mut derived = Vec::new();

@@ -29,7 +29,7 @@ pub(super) fn fill_in(object: &mut Object) {
             namespace(&mut pod.metadata);
             fill_in_pod(pod);
         }
-        Object::Node(_) => {}
+        Object::Node(_) | Object::ServiceCidr(_) => {}
     }
 }
 

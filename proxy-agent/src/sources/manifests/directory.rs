@@ -16,9 +16,9 @@ use tokio::{
     time,
 };
 
-use super::{Manifests, Update};
+use super::{ManifestError, Manifests, Update};
 use crate::{
-    model::Event,
+    model::{Event, ObjectRef, Skip, SkipReason},
     sources::{ReceiverGone, Warnings},
 };
 
@@ -35,6 +35,8 @@ pub struct ManifestConfig {
     pub path: PathBuf,
     /// Where ClusterIPs of Services without one are allocated.
     pub service_cidrs: Vec<IpNet>,
+    /// Whether Pods are read for their host ports.
+    pub host_ports: bool,
     /// How long nothing must happen before a change counts as complete.
     pub settle: Duration,
 }
@@ -51,7 +53,7 @@ pub enum WatchError {
 
 impl ManifestConfig {
     pub fn new(path: impl Into<PathBuf>, service_cidrs: Vec<IpNet>) -> Self {
-        Self { path: path.into(), service_cidrs, settle: Duration::from_millis(50) }
+        Self { path: path.into(), service_cidrs, host_ports: true, settle: Duration::from_millis(50) }
     }
 }
 
@@ -77,7 +79,7 @@ pub async fn watch(config: ManifestConfig, events: mpsc::Sender<Event>) -> Resul
     start(&mut watcher, &directory).map_err(|source| WatchError::Watch { path: config.path.clone(), source })?;
 
     let mut warnings = Warnings::default();
-    let mut manifests = Manifests::new(config.service_cidrs);
+    let mut manifests = Manifests::new(config.service_cidrs).host_ports(config.host_ports);
     send(manifests.update(read(&config.path)?), &events, &mut warnings).await?;
     let mut readable = true;
     loop {
@@ -139,10 +141,11 @@ async fn settled(changed: &Notify, settle: Duration) {
 
 async fn send(update: Update, events: &mpsc::Sender<Event>, warnings: &mut Warnings) -> Result<(), ReceiverGone> {
     for place in &update.ignored {
-        tracing::info!("{place}: ignored, Weir reads Service, EndpointSlice, Endpoints, Node and Pod");
+        tracing::info!("{place}: ignored, Weir reads Service, EndpointSlice, Endpoints, Node, Pod and ServiceCIDR");
     }
     for error in &update.errors {
-        warnings.warn(format_args!("{error}; the last good state of this file stays in use"));
+        let whole = if error.whole_file { "file" } else { "object" };
+        warnings.warn(format_args!("{error}; the last good state of this {whole} stays in use, if there is one"));
     }
     for skip in &update.skips {
         warnings.warn(format_args!("{skip}; this part is left out"));
@@ -150,11 +153,18 @@ async fn send(update: Update, events: &mpsc::Sender<Event>, warnings: &mut Warni
     for warning in &update.warnings {
         warnings.warn(warning);
     }
-    let skipped = (!update.skips.is_empty()).then_some(Event::Skipped(update.skips));
+    let mut skips = update.skips;
+    skips.extend(update.errors.iter().map(malformed));
+    let skipped = (!skips.is_empty()).then_some(Event::Skipped(skips));
     for event in skipped.into_iter().chain(update.events) {
         events.send(event).await.map_err(|_| ReceiverGone)?;
     }
     Ok(())
+}
+
+fn malformed(error: &ManifestError) -> Skip {
+    let object = ObjectRef { kind: "manifest", namespace: "".into(), name: error.place.to_string().into() };
+    Skip { object, field: String::new(), got: error.message.clone(), reason: SkipReason::Malformed }
 }
 
 /// Name and text of every manifest file. One that cannot be read is an error of this file only.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::DeserializeOwned;
@@ -19,6 +19,7 @@ pub(super) enum Object {
     Endpoints(core::Endpoints),
     Node(Box<core::Node>),
     Pod(Box<core::Pod>),
+    ServiceCidr(networking::ServiceCIDR),
 }
 
 /// Where in the manifests something is.
@@ -38,6 +39,8 @@ pub struct ManifestError {
     pub place: Place,
     /// Begins with the path of the field where one is meant.
     pub message: String,
+    /// The text is no YAML: what it was meant to say is not known. Else only this object is concerned.
+    pub whole_file: bool,
 }
 
 /// What one file holds.
@@ -62,7 +65,8 @@ pub(super) fn parse(file: &str, text: &str) -> Parsed {
         match document {
             Ok(value) => parsed.add(&place, &value, None),
             Err(error) => {
-                parsed.errors.push(ManifestError { place, message: error.without_snippet().to_string() });
+                let message = error.without_snippet().to_string();
+                parsed.errors.push(ManifestError { place, message, whole_file: true });
             }
         }
     }
@@ -84,7 +88,8 @@ impl Parsed {
         let (Some(kind), Some(api_version)) = (kind, api_version) else {
             let field = if kind.is_none() { "kind" } else { "apiVersion" };
             let found = value.get(field).map_or_else(|| "nothing".to_owned(), shown);
-            self.errors.push(ManifestError { place, message: format!("{field}: expected a string, got {found}") });
+            let message = format!("{field}: expected a string, got {found}");
+            self.errors.push(ManifestError { place, message, whole_file: false });
             return;
         };
         if let (Some(of), Some(items)) = (kind.strip_suffix("List"), value.get("items")) {
@@ -101,6 +106,9 @@ impl Parsed {
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 object(value, |it: &discovery::EndpointSlice| &it.metadata, Object::Slice)
             }
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                object(value, |it: &networking::ServiceCIDR| &it.metadata, Object::ServiceCidr)
+            }
             _ => {
                 self.ignored.push(place);
                 return;
@@ -108,7 +116,7 @@ impl Parsed {
         };
         match read {
             Ok(object) => self.objects.push(object),
-            Err(message) => self.errors.push(ManifestError { place, message }),
+            Err(message) => self.errors.push(ManifestError { place, message, whole_file: false }),
         }
     }
 
@@ -118,7 +126,7 @@ impl Parsed {
             Value::Null => {}
             other => {
                 let message = format!("items: expected a list, got {}", shown(other));
-                self.errors.push(ManifestError { place: place.clone(), message });
+                self.errors.push(ManifestError { place: place.clone(), message, whole_file: false });
             }
         }
     }
@@ -139,10 +147,29 @@ fn object<T: DeserializeOwned>(
 /// `Service default/web`, with what can be read of it.
 fn named(kind: &str, value: &Value) -> String {
     let text = |name: &str| value.get("metadata").and_then(|it| it.get(name)).and_then(Value::as_str);
-    match (kind, text("namespace"), text("name")) {
-        (_, _, None) => kind.to_owned(),
-        ("Node", _, Some(name)) => format!("{kind} {name}"),
-        (_, namespace, Some(name)) => format!("{kind} {}/{name}", namespace.unwrap_or("default")),
+    title(kind, text("namespace"), text("name"))
+}
+
+impl Object {
+    /// As [`Place::object`] names it.
+    pub(super) fn title(&self) -> String {
+        let (kind, metadata) = match self {
+            Object::Service(it) => ("Service", &it.metadata),
+            Object::Slice(it) => ("EndpointSlice", &it.metadata),
+            Object::Endpoints(it) => ("Endpoints", &it.metadata),
+            Object::Node(it) => ("Node", &it.metadata),
+            Object::Pod(it) => ("Pod", &it.metadata),
+            Object::ServiceCidr(it) => ("ServiceCIDR", &it.metadata),
+        };
+        title(kind, metadata.namespace.as_deref(), metadata.name.as_deref())
+    }
+}
+
+fn title(kind: &str, namespace: Option<&str>, name: Option<&str>) -> String {
+    match (kind, name) {
+        (_, None) => kind.to_owned(),
+        ("Node" | "ServiceCIDR", Some(name)) => format!("{kind} {name}"),
+        (_, Some(name)) => format!("{kind} {}/{name}", namespace.unwrap_or("default")),
     }
 }
 

@@ -28,6 +28,10 @@ fn short(update: &Update) -> Vec<String> {
         Event::Slice(Change::Deleted(key)) => Some(format!("-Slice {}", key.name)),
         Event::Node(Change::Applied(it)) => Some(format!("+Node {}", it.name)),
         Event::Node(Change::Deleted(key)) => Some(format!("-Node {key}")),
+        Event::Pod(Change::Applied(it)) => Some(format!("+{}", it.name)),
+        Event::Pod(Change::Deleted(key)) => Some(format!("-{key}")),
+        Event::ServiceCidr(Change::Applied(it)) => Some(format!("+Range {}", it.cidrs[0])),
+        Event::ServiceCidr(Change::Deleted(key)) => Some(format!("-Range {key}")),
         Event::Synced(_) | Event::Skipped(_) => None,
     };
     update.events.iter().filter_map(text).collect()
@@ -89,6 +93,35 @@ fn a_broken_file_keeps_its_last_good_objects_and_says_so_once() {
     let again = manifests.update(files(&[("a.yaml", &broken), ("b.yaml", SLICE)]));
     assert!(again.events.is_empty() && again.errors.is_empty());
     assert!(manifests.update(files(&[("a.yaml", SERVICE), ("b.yaml", SLICE)])).events.is_empty());
+}
+
+#[test]
+fn a_broken_object_leaves_the_others_of_its_file_alone() {
+    let mut manifests = manifests();
+    let broken = SERVICE.replace("port: 80,", "port: eighty,");
+    let update = manifests.update(files(&[("a.yaml", &format!("{broken}---\n{SLICE}"))]));
+    assert_eq!((short(&update), update.errors.len()), (vec!["+Slice web-x -> 192.0.2.43".to_owned()], 1));
+    assert!(!update.errors[0].whole_file);
+    let update = manifests.update(files(&[("a.yaml", &format!("{SERVICE}---\n{SLICE}"))]));
+    assert_eq!(short(&update), ["+Service default/web"]);
+    // What was good of it stays in use while the rest changes.
+    let moved = SLICE.replace("192.0.2.43", "192.0.2.44");
+    let update = manifests.update(files(&[("a.yaml", &format!("{moved}---\n{broken}"))]));
+    assert_eq!(short(&update), ["+Slice web-x -> 192.0.2.44"]);
+    assert_eq!(short(&manifests.update(files(&[("a.yaml", &moved)]))), ["-Service default/web"]);
+}
+
+#[test]
+fn host_ports_and_service_ranges() {
+    let pod = POD.replace("containers: []", "containers: [{name: c, ports: [{containerPort: 80, hostPort: 8080}]}]");
+    let range = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.96.0.0/12]}\n";
+    let mut manifests = manifests();
+    let update = manifests.update(files(&[("a.yaml", &pod), ("b.yaml", range)]));
+    assert_eq!(short(&update), ["+Range 10.96.0.0/12", "+default/pod/web-1"]);
+    assert!(update.ignored.is_empty() && update.skips.is_empty());
+    assert_eq!(short(&manifests.update(files(&[("a.yaml", POD)]))), ["-Range kubernetes", "-default/pod/web-1"]);
+    let without = Manifests::new(Vec::new()).host_ports(false).update(files(&[("a.yaml", &pod)]));
+    assert!(short(&without).is_empty());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Manifests as a source: a directory of YAML files, or one file, in place of an API server.
 //!
-//! Read are Service, EndpointSlice, Endpoints, Node and Pod, one by one or in lists. What an API server
+//! Read are Service, EndpointSlice, Endpoints, Node, Pod and ServiceCIDR, one by one or in lists. What an API server
 //! and its controllers would add is added here:
 //!
 //! - defaults (`defaults`): namespace, type, protocol, policies, affinity timeout;
@@ -41,6 +41,7 @@ pub struct Manifests {
     allocations: Allocations,
     names: Interner,
     world: World,
+    host_ports: bool,
     synced: bool,
 }
 
@@ -57,7 +58,7 @@ struct File {
 pub struct Update {
     /// Only the differences to the state before; the first update ends in `Synced` for every kind.
     pub events: Vec<Event>,
-    /// Of files whose text is new. The last good objects of such a file stay in use.
+    /// Of files whose text is new. What was last good of such an object, or of the whole file, stays in use.
     pub errors: Vec<ManifestError>,
     /// Parts of objects that are left out, where this is new.
     pub skips: Vec<Skip>,
@@ -75,8 +76,15 @@ impl Manifests {
             allocations: Allocations::new(service_cidrs),
             names: Interner::default(),
             world: World::default(),
+            host_ports: true,
             synced: false,
         }
+    }
+
+    /// Whether the host ports of Pods count.
+    #[must_use]
+    pub fn host_ports(self, host_ports: bool) -> Self {
+        Self { host_ports, ..self }
     }
 
     /// Takes over the present files: name and text, or why it could not be read. A file that is not named
@@ -93,13 +101,19 @@ impl Manifests {
             return update;
         }
         let objects = self.files.values().flat_map(|file| &file.objects);
-        let world = build::build(objects, &mut self.allocations, &mut self.names);
+        let world = build::build(objects, &mut self.allocations, &mut self.names, self.host_ports);
         update.events = build::changes(&self.world, &world);
         update.skips = news(&self.world.skips, &world.skips);
         update.warnings = news(&self.world.warnings, &world.warnings);
         self.world = world;
         if !std::mem::replace(&mut self.synced, true) {
-            let kinds = [SourceKind::Services, SourceKind::Slices, SourceKind::Node];
+            let kinds = [
+                SourceKind::Services,
+                SourceKind::Slices,
+                SourceKind::Node,
+                SourceKind::Pods,
+                SourceKind::ServiceCidrs,
+            ];
             update.events.extend(kinds.map(Event::Synced));
         }
         update
@@ -118,15 +132,23 @@ impl File {
             Ok(text) => document::parse(name, &text),
             Err(message) => {
                 let place = Place { file: name.to_owned(), document: None, object: None };
-                update.errors.push(ManifestError { place, message });
+                update.errors.push(ManifestError { place, message, whole_file: true });
                 return false;
             }
         };
-        if !parsed.errors.is_empty() {
-            update.errors.extend(parsed.errors);
+        let whole_file = parsed.errors.iter().any(|error| error.whole_file);
+        if !whole_file {
+            let is_broken = |title: &str| parsed.errors.iter().any(|it| it.place.object.as_deref() == Some(title));
+            let is_good = |title: &str| parsed.objects.iter().any(|it| it.title() == title);
+            let is_kept = |object: &&Object| is_broken(&object.title()) && !is_good(&object.title());
+            let mut objects: Vec<Object> = self.objects.iter().filter(is_kept).cloned().collect();
+            objects.extend(parsed.objects);
+            self.objects = objects;
+        }
+        update.errors.extend(parsed.errors);
+        if whole_file {
             return false;
         }
-        self.objects = parsed.objects;
         update.ignored.extend(parsed.ignored);
         true
     }

@@ -1,0 +1,111 @@
+//! What the agent counts, as a registry that a metrics endpoint has only to encode. Owned by the main loop.
+
+use std::fmt::Write as _;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+use crate::{
+    desired::Warning,
+    model::{Skip, SkipReason},
+    reconcile::Conflict,
+};
+
+/// The one label of a counter of refusals.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    pub reason: &'static str,
+}
+
+/// The counters. A clone counts into the same.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    invalid_objects: Family<ReasonLabel, Counter>,
+    refused_frontends: Family<ReasonLabel, Counter>,
+}
+
+impl Metrics {
+    /// Every reason is there from the start with 0, so that a rate can be computed of its first occurrence.
+    pub fn register(&self, registry: &mut Registry) {
+        for reason in SkipReason::ALL {
+            drop(self.invalid_objects.get_or_create(&ReasonLabel { reason: reason.as_str() }));
+        }
+        registry.register(
+            "weir_invalid_objects",
+            "Malformed objects, or parts of them, that are not programmed; the log names each",
+            self.invalid_objects.clone(),
+        );
+        registry.register(
+            "weir_refused_frontends",
+            "Frontends that a Service or Pod asks for and does not get; the log names each",
+            self.refused_frontends.clone(),
+        );
+    }
+
+    pub fn count_skips(&self, skips: &[Skip]) {
+        for skip in skips {
+            self.invalid_objects.get_or_create(&ReasonLabel { reason: skip.reason.as_str() }).inc();
+        }
+    }
+
+    pub fn count_conflicts(&self, conflicts: &[Conflict]) {
+        for conflict in conflicts {
+            self.refused_frontends.get_or_create(&ReasonLabel { reason: conflict.reason.as_str() }).inc();
+        }
+    }
+
+    pub fn count_warning(&self, warning: &Warning) {
+        self.refused_frontends.get_or_create(&ReasonLabel { reason: warning.as_str() }).inc();
+    }
+
+    #[must_use]
+    pub fn invalid_objects(&self, reason: SkipReason) -> u64 {
+        self.invalid_objects.get_or_create(&ReasonLabel { reason: reason.as_str() }).get()
+    }
+
+    /// `2 invalid-ip, 1 malformed`; empty if nothing was skipped so far.
+    #[must_use]
+    pub fn invalid_in_words(&self) -> String {
+        let mut text = String::new();
+        for reason in SkipReason::ALL {
+            let count = self.invalid_objects(reason);
+            if count > 0 {
+                let comma = if text.is_empty() { "" } else { ", " };
+                // Writing to a string does not fail.
+                let _ = write!(text, "{comma}{count} {}", reason.as_str());
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+    use crate::model::ObjectRef;
+
+    #[test]
+    fn counts_by_reason_in_the_registry_and_in_words() {
+        let metrics = Metrics::default();
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        assert_eq!(metrics.invalid_in_words(), "");
+        let skip = |reason| Skip {
+            object: ObjectRef { kind: "Service", namespace: "default".into(), name: "web".into() },
+            field: String::new(),
+            got: String::new(),
+            reason,
+        };
+        metrics.count_skips(&[skip(SkipReason::Malformed), skip(SkipReason::InvalidIp), skip(SkipReason::InvalidIp)]);
+        assert_eq!(metrics.invalid_in_words(), "1 malformed, 2 invalid-ip");
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("text");
+        assert!(text.contains("weir_invalid_objects_total{reason=\"invalid-ip\"} 2"), "{text}");
+        assert!(text.contains("weir_invalid_objects_total{reason=\"duplicate-port\"} 0"), "{text}");
+    }
+}
