@@ -203,7 +203,6 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         self.node.service_cidrs = Some(cidrs);
-        self.node.dirty_addresses.extend(self.addresses.retired().map(|(ip, _)| ip));
         let mut report = Report::default();
         self.reconcile_node(now, &mut report);
         report
@@ -359,7 +358,11 @@ impl<D: Dataplane> Reconciler<D> {
     fn reconcile_node(&mut self, now: Instant, report: &mut Report) {
         let mut error = None;
         for op in self.node.diff(self.mirror.actual()) {
-            self.apply(&op, now, &mut error, report);
+            let done = self.apply(&op, now, &mut error, report);
+            if done && matches!(op, MapOp::WriteSwitches(_)) {
+                // In a range that is known now, no address needs to be retired.
+                self.node.dirty_addresses.extend(self.addresses.retired().map(|(ip, _)| ip));
+            }
         }
         let dirty = std::mem::take(&mut self.node.dirty_addresses);
         self.node.dirty_addresses = self.write_dirty(dirty, now, &mut error, report);

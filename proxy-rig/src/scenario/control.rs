@@ -91,7 +91,13 @@ impl<D: Dataplane> Control<D> {
     /// `in_use`: the addresses that connections use now; the agent looks for them now and then.
     pub(super) fn advance(&mut self, seconds: u64, in_use: &BTreeSet<IpAddr>) -> Result<()> {
         self.now += Duration::from_secs(seconds);
-        self.reconciler.remove_retired(in_use, self.now, self.now);
+        // The agent looks again every half a minute; a write that fails succeeds some time.
+        for _ in 0..MAX_RETRIES {
+            self.reconciler.remove_retired(in_use, self.now, self.now);
+            if self.reconciler.retired().all(|ip| in_use.contains(&ip)) {
+                break;
+            }
+        }
         self.settle()
     }
 

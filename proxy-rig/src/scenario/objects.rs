@@ -62,8 +62,8 @@ impl ObjectReader {
     pub(crate) fn object(&mut self, mut object: Value, events: &mut Vec<Event>) -> Result<()> {
         let kind = object.get("kind").and_then(Value::as_str).context("an object without kind")?.to_owned();
         let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).context("metadata is missing")?;
-        let namespace =
-            metadata.entry("namespace").or_insert_with(|| json!(DEFAULT_NAMESPACE)).as_str().unwrap_or_default();
+        let default = if ["Node", "ServiceCIDR"].contains(&kind.as_str()) { "" } else { DEFAULT_NAMESPACE };
+        let namespace = metadata.entry("namespace").or_insert_with(|| json!(default)).as_str().unwrap_or_default();
         let namespace = namespace.to_owned();
         let name = metadata.get("name").and_then(Value::as_str).context("metadata.name is missing")?.to_owned();
         let read = match kind.as_str() {
