@@ -40,6 +40,8 @@ enum Stage {
     ClippyEbpf,
     /// Links between the documents
     Docs,
+    /// Rules, and the scenarios and tests that show them
+    Coverage,
     /// Unit and property tests
     Unit,
     /// Scenarios through the model
@@ -125,6 +127,7 @@ fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) {
             ledger.stage("clippy-ebpf", || cargo_check("clippy --package proxy-ebpf --locked -- -Dwarnings"))
         }
         Stage::Docs => ledger.stage("docs", || doc_links::check().map(|()| None)),
+        Stage::Coverage => ledger.stage("coverage", coverage),
         Stage::Unit => ledger.stage("unit", unit_tests),
         Stage::Model => ledger.stage("model", || suite("model", Root::Direct)),
         Stage::Kernel => ledger.stage("kernel", || suite("kernel", root)),
@@ -137,6 +140,12 @@ fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) {
 
 fn cargo_check(args: &str) -> Result<Option<Counts>> {
     run::run(workspace::cargo().args(args.split_whitespace())).map(|()| None)
+}
+
+/// No rule without a scenario, and a page that says so.
+fn coverage() -> Result<Option<Counts>> {
+    let rig = workspace::binary("debug", "weir-rig")?;
+    run::run(Command::new(rig).arg("coverage").current_dir(workspace::root())).map(|()| None)
 }
 
 /// Unit and property tests, by nextest where it is installed.

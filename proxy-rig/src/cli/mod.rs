@@ -35,6 +35,8 @@ enum Command {
     Bench(Bench),
     /// Run one of the test suites
     Suite(SuiteArgs),
+    /// Which scenarios and tests show which rule
+    Coverage(suite::CoverageArgs),
     /// Play scenario files and tell what happens to each packet, and why
     Scenario(scenario::ScenarioArgs),
     /// Random packets through the model and the loaded programs, until they differ (root)
@@ -88,6 +90,7 @@ impl Cli {
             Command::Demo(args) => block_on(demo::run(args)),
             Command::Bench(bench) => block_on(bench::run(bench)),
             Command::Suite(args) => suite::run(&args),
+            Command::Coverage(args) => suite::coverage(&args),
             Command::Scenario(args) => scenario::run(&args),
             Command::Fuzz(args) => fuzz::run(&args),
             Command::World(args) => block_on(world::run(args)),

@@ -4,6 +4,7 @@
 mod agent;
 #[cfg(test)]
 mod docs_packets;
+mod coverage;
 mod fuzz;
 mod kernel;
 mod layouts;
@@ -23,6 +24,8 @@ use clap::ValueEnum;
 use libtest_mimic::{Arguments, Trial};
 
 use crate::scenario::{Machine, Scenario, play};
+
+pub use coverage::{CoverageArgs, run as coverage};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Suite {
