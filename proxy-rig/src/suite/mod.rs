@@ -2,9 +2,9 @@
 //! reads the closing line.
 
 mod agent;
+mod coverage;
 #[cfg(test)]
 mod docs_packets;
-mod coverage;
 mod fuzz;
 mod kernel;
 mod layouts;
