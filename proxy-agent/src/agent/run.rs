@@ -57,8 +57,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let pins = Pins::new(&config.pin_root);
     let sockets = Sockets::start(config.sockets, pins.dir(), &mut state)?;
     let retired = RetiredWatch::new(pins.dir().to_owned());
-    let mut main_loop =
-        Loop { state, attachment, sockets, retired, sync_delay: config.sync_delay, started, due: None };
+    let mut main_loop = Loop { state, attachment, sockets, retired, sync_delay: config.sync_delay, started, due: None };
     main_loop.run(event_queue, change_queue, &mut stop).await;
     tasks.shutdown().await;
     tracing::info!("ended; the dataplane stays as it is (`weir cleanup` removes it)");

@@ -105,11 +105,7 @@ impl AddressCounts {
         match (self.flags(ip) | kept, current) {
             (0, None) => None,
             (0, Some(current)) if current & SERVED != 0 && self.may_retire::<F>(&addr, actual) => {
-                if current == ADDR_RETIRED {
-                    None
-                } else {
-                    put(ADDR_RETIRED)
-                }
+                if current == ADDR_RETIRED { None } else { put(ADDR_RETIRED) }
             }
             (0, Some(_)) => Some(F::op(FamilyOp::DeleteAddr(addr))),
             (flags, current) if current == Some(flags) => None,

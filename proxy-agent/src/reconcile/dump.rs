@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use proxy_common::{
     abi::{
-        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_RETIRED, ADDR_VANISHED, BACKEND_CLUSTER_SET, BACKEND_DIRECT,
-        BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Cidr, EmptySet, FrontendKind, Iface, IfaceRole,
-        SERVICE_SOURCE_RANGES, Service, ServiceKey,
+        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_RETIRED, ADDR_VANISHED, BACKEND_CLUSTER_SET,
+        BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Cidr, EmptySet, FrontendKind,
+        Iface, IfaceRole, SERVICE_SOURCE_RANGES, Service, ServiceKey,
     },
     net::{V4, V6},
 };

@@ -93,8 +93,8 @@ impl<D: Dataplane> Control<D> {
         self.now += Duration::from_secs(seconds);
         // The agent looks again every half a minute; a write that fails succeeds some time.
         for _ in 0..MAX_RETRIES {
-            self.reconciler.remove_retired(in_use, self.now, self.now);
-            if self.reconciler.retired().all(|ip| in_use.contains(&ip)) {
+            self.reconciler.remove_retired_addresses(in_use, self.now, self.now);
+            if self.reconciler.retired_addresses().all(|ip| in_use.contains(&ip)) {
                 break;
             }
         }
@@ -103,7 +103,7 @@ impl<D: Dataplane> Control<D> {
 
     /// Addresses that wait for their connections to end.
     pub(super) fn retired(&self) -> BTreeSet<IpAddr> {
-        self.reconciler.retired().collect()
+        self.reconciler.retired_addresses().collect()
     }
 
     /// What Services and Pods ask for and do not get.
