@@ -5,6 +5,8 @@
 //!   offloads on and off, run some of them again.
 //! * `small`: a world of its own for each test of `flows`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own` and
 //!   `churn`.
+//! * `sctp` and `trunk` too; those of their tests that need SCTP sockets or VLAN devices are ignored where the kernel has none
+//!   (`cargo xtask vmtest` has).
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
 mod churn;
@@ -14,9 +16,11 @@ mod icmp_errors;
 mod own;
 pub(super) mod paths;
 mod plaza;
+mod sctp;
 pub(super) mod setup;
 pub(super) mod small;
 mod sockets;
+mod trunk;
 mod vanished;
 
 use std::{fmt::Write as _, sync::Arc};
@@ -60,6 +64,15 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         .chain(churn::TESTS)
     {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
+    }
+    for &(name, rules, test) in trunk::TESTS {
+        trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
+    }
+    for (tests, possible) in [(sctp::TESTS, sctp::is_there()), (trunk::VLAN_TESTS, trunk::has_vlan_devices())] {
+        for &(name, rules, test) in tests {
+            let trial = trial(name, rules, move || plaza::runtime()?.block_on(test()));
+            trials.push(trial.with_ignored_flag(!possible || !super::is_root()));
+        }
     }
     for &(name, rules, test) in super::layouts::TESTS.iter().chain(super::tap::TESTS) {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     fs::{self, File, OpenOptions},
+    os::unix::fs::symlink,
 };
 
 use anyhow::{Context, Result, bail};
@@ -43,6 +44,9 @@ pub(super) fn mount_all() -> Result<()> {
             Err(errno) => return Err(errno).with_context(|| format!("mounting {kind} at {at}")),
         }
     }
+    // Where iproute2 keeps its namespaces.
+    fs::create_dir_all("/var").context("creating /var")?;
+    symlink("/run", "/var/run").context("/var/run")?;
     Ok(())
 }
 

@@ -27,7 +27,8 @@ use tokio::{
 use super::{binaries, host::Host};
 use crate::call::{Call, CallResult, Options, Outcome, Proto, READY, Request, Response, ToIp};
 
-const START_DEADLINE: Duration = Duration::from_secs(5);
+/// The kernels of other machines are emulated.
+const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Added to a call's own time limit before the process itself is taken for stuck.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 

@@ -16,7 +16,8 @@ use nix::{
 
 use super::node::Node;
 
-const READY_DEADLINE: Duration = Duration::from_secs(20);
+/// The kernels of other machines are emulated.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
 const END_DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 /// Lines of the log that a failure shows.

@@ -20,14 +20,24 @@ const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 
+/// The workspace's own programs.
+pub(super) struct Binaries {
+    /// The init process.
+    pub(super) rig: PathBuf,
+    pub(super) agent: PathBuf,
+}
+
 /// `work` is a directory for intermediate files.
-pub(super) fn write(to: &Path, kernel: &Kernel, rig: &Path, work: &Path) -> Result<()> {
+pub(super) fn write(to: &Path, kernel: &Kernel, binaries: &Binaries, work: &Path) -> Result<()> {
     let mut archive = Archive::default();
     for directory in ["/proc", "/sys", "/dev", "/tmp", "/run", "/modules", "/usr", "/usr/bin"] {
         archive.directory(Path::new(directory))?;
     }
+    let Binaries { rig, agent } = binaries;
     let mut libraries = libraries_of(rig)?;
+    libraries.append(&mut libraries_of(agent)?);
     archive.file(Path::new("/init"), EXECUTABLE, &without_symbols(rig, work)?)?;
+    archive.file(Path::new("/usr/bin/weir"), EXECUTABLE, &without_symbols(agent, work)?)?;
     for name in PROGRAMS {
         let program = run::find_program(name).with_context(|| format!("no program {name}"))?;
         libraries.append(&mut libraries_of(&program)?);
@@ -48,7 +58,7 @@ pub(super) fn write(to: &Path, kernel: &Kernel, rig: &Path, work: &Path) -> Resu
 
 /// A debug build is ten times as large as what runs of it.
 fn without_symbols(program: &Path, work: &Path) -> Result<Vec<u8>> {
-    let stripped = work.join("init");
+    let stripped = work.join("stripped");
     run::run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
     let content = read(&stripped)?;
     fs::remove_file(&stripped).with_context(|| format!("removing {}", stripped.display()))?;

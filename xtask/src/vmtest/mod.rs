@@ -10,7 +10,6 @@ mod report;
 
 use std::{
     fs,
-    path::Path,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -20,6 +19,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 
 use crate::{build_ebpf, run, summary::Counts, toolchain::Choice, workspace};
+use initramfs::Binaries;
 use machine::{Guest, Qemu};
 use packages::Kernel;
 use report::Report;
@@ -90,13 +90,14 @@ fn machines(series: &[&str]) -> Result<Machines> {
 
 /// All kernels at the same time; prints what each of them reported.
 fn boot(series: &[&str], Machines { qemu, kernels }: &Machines, guest: Guest<'_>) -> Result<Counts> {
-    let rig = workspace::binary("debug", "weir-rig")?;
+    let binaries =
+        Binaries { rig: workspace::binary("debug", "weir-rig")?, agent: workspace::binary("debug", "weir")? };
     let outcomes = thread::scope(|scope| {
-        let rig = rig.as_path();
+        let binaries = &binaries;
         let machines: Vec<_> = series
             .iter()
             .zip(kernels)
-            .map(|(series, kernel)| scope.spawn(move || boot_one(series, kernel, qemu, rig, guest)))
+            .map(|(series, kernel)| scope.spawn(move || boot_one(series, kernel, qemu, binaries, guest)))
             .collect();
         let ended = machines.into_iter().map(|machine| machine.join().map_err(|_| anyhow!("a thread panicked"))?);
         ended.collect::<Result<Vec<Outcome>>>()
@@ -109,11 +110,11 @@ fn boot(series: &[&str], Machines { qemu, kernels }: &Machines, guest: Guest<'_>
     Ok(counts)
 }
 
-fn boot_one(series: &str, kernel: &Kernel, qemu: &Qemu, rig: &Path, guest: Guest<'_>) -> Result<Outcome> {
+fn boot_one(series: &str, kernel: &Kernel, qemu: &Qemu, binaries: &Binaries, guest: Guest<'_>) -> Result<Outcome> {
     let directory = workspace::root().join("target/vmtest").join(series);
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let initramfs = directory.join("initramfs");
-    initramfs::write(&initramfs, kernel, rig, &directory)?;
+    initramfs::write(&initramfs, kernel, binaries, &directory)?;
     let start = Instant::now();
     let ended = qemu.run(&kernel.image, &initramfs, &directory, guest)?;
     let report = Report::parse(&fs::read(directory.join(machine::REPORT)).unwrap_or_default(), &ended);

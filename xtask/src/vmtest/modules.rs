@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// What the checks and the scenarios use.
-const WANTED: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+/// What the checks, the scenarios and the tests with namespaces use.
+const WANTED: [&str; 6] = ["veth", "sch_ingress", "cls_bpf", "bridge", "sctp", "8021q"];
 
 pub(super) struct Module {
     pub(super) name: String,

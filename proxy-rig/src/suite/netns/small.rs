@@ -1,6 +1,9 @@
 //! The world of tests that change something: two nodes, one backend on each, clients; one per test.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -8,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     call::{Options, Proto},
     demo::{cluster::PodSpec, stage::Stage},
-    world::{PodPath, Serve},
+    world::{Agent, PodPath, Serve},
 };
 
 pub(super) const CLUSTER_IP: SocketAddr = v4([10, 96, 0, 1], 80);
@@ -62,6 +65,19 @@ pub(super) async fn start(args: &[&str]) -> Result<Stage> {
     stage.cluster.put_service(service(|_| {}))?;
     stage.start_agents(args).await?;
     Ok(stage)
+}
+
+/// The world with `service`, and an agent on node-1 alone: the way to node-2 begins there.
+pub(super) async fn one_agent(service: Value, args: &[&str]) -> Result<(Stage, BTreeMap<String, Agent>)> {
+    let mut stage = hosts().await?;
+    stage.cluster.put_service(service)?;
+    let node = stage.node("node-1")?;
+    stage.start_agent(&node, args)?;
+    let mut agents = stage.take_agents();
+    for agent in agents.values_mut() {
+        agent.wait_ready().await?;
+    }
+    Ok((stage, agents))
 }
 
 pub(super) async fn add_web(stage: &mut Stage, name: &str, node: &str) -> Result<()> {
