@@ -1,6 +1,7 @@
 //! Reads of packet bytes in place.
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use core::mem::MaybeUninit;
 use proxy_common::net::Bytes;
 
@@ -40,6 +41,14 @@ impl Bytes for Frame {
     }
 
     #[inline(always)]
+    fn peek(&self, offset: usize) -> Option<u8> {
+        let mut byte = 0u8;
+        // SAFETY: context; one byte is written. The helper checks the offset, and moves nothing.
+        let done = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, (&raw mut byte).cast(), 1) };
+        if done == 0 { Some(byte) } else { None }
+    }
+
+    #[inline(always)]
     fn frame_len(&self) -> usize {
         // SAFETY: context.
         unsafe { (*self.skb).len as usize }
@@ -65,6 +74,11 @@ impl Bytes for Deep {
         }
         // SAFETY: of the frame's own start and end.
         unsafe { load_at(core::hint::black_box(self.0.start + offset), self.0.end) }
+    }
+
+    #[inline(always)]
+    fn peek(&self, offset: usize) -> Option<u8> {
+        self.0.peek(offset)
     }
 
     #[inline(always)]

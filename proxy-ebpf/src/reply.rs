@@ -9,7 +9,7 @@ use crate::maps::ICMP_BUDGET;
 use crate::rewrite::{Failed, partial_checksum, store, swap_link_addresses};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data};
 use bytemuck::{Pod, Zeroable};
 use proxy_common::net::{
     Address, Bytes, ETH_LEN, Family, ICMPV6, IPV4_MIN_LEN, IPV6_LEN, Packet, SCTP, UDP, V4, V6, checksum_offset, fold,
@@ -57,6 +57,11 @@ pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> 
     }
     // SAFETY: context.
     if unsafe { bpf_skb_change_tail(skb.cast(), keep, 0) } != 0 {
+        return Err(Failed);
+    }
+    // Of SCTP, the parser has seen no more than the header in place.
+    // SAFETY: context.
+    if Frame::of(skb).len() < keep as usize && unsafe { bpf_skb_pull_data(skb, keep) } != 0 {
         return Err(Failed);
     }
     let partial = match packet.protocol {

@@ -19,6 +19,9 @@ pub const MAX_EXTENSION_HEADERS: usize = 6;
 pub trait Bytes {
     /// The value at byte `offset`, or `None` if the frame ends before its end.
     fn load<T: Pod>(&self, offset: usize) -> Option<T>;
+    /// The byte at `offset`, wherever it lies. A segment that will be cut into SCTP packets has no more than the headers in front,
+    /// and must not be changed by bringing more there.
+    fn peek(&self, offset: usize) -> Option<u8>;
     /// Length of the whole frame: more than what can be loaded if its rest lies elsewhere.
     fn frame_len(&self) -> usize;
     /// True for a segment that will be cut into packets later (GSO). One beyond 64 KiB cannot say how long it is.
@@ -29,6 +32,9 @@ impl Bytes for [u8] {
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
         let end = offset.checked_add(size_of::<T>())?;
         self.get(offset..end).map(bytemuck::pod_read_unaligned)
+    }
+    fn peek(&self, offset: usize) -> Option<u8> {
+        self.get(offset).copied()
     }
     fn frame_len(&self) -> usize {
         self.len()
@@ -157,14 +163,13 @@ pub fn parse_packet<F: ParseFamily, B: Bytes + ?Sized>(
             packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
         }
         SCTP => {
-            let head: [u8; SCTP_LEN + CHUNK_HEADER_LEN] = bytes.load(l4).ok_or(ParseError::Malformed)?;
+            let head: [u8; SCTP_LEN] = bytes.load(l4).ok_or(ParseError::Malformed)?;
             packet.tuple.src_port = u16::from_be_bytes([head[0], head[1]]);
             packet.tuple.dst_port = u16::from_be_bytes([head[2], head[3]]);
-            packet.tcp_flags = sctp_flags(head[SCTP_LEN]);
+            let chunk = bytes.peek(l4 + SCTP_LEN).ok_or(ParseError::Malformed)?;
+            packet.tcp_flags = sctp_flags(chunk);
             // A refusal quotes an INIT as far as its tag, by which the client knows it again.
-            if packet.tcp_flags == TCP_SYN
-                && (l4 + INIT_TAG_END > end || bytes.load::<u32>(l4 + INIT_TAG_END - 4).is_none())
-            {
+            if packet.tcp_flags == TCP_SYN && l4 + INIT_TAG_END > end {
                 return Err(ParseError::Malformed);
             }
         }
