@@ -49,8 +49,8 @@ async fn associations() -> Result<()> {
             serve(host, SocketAddr::new(address, TARGET))?;
         }
     }
-    for family in 0..2 {
-        let vip = super::sockets::socket(CLUSTER_IPS[family], PORT)?;
+    for (family, cluster_ip) in CLUSTER_IPS.into_iter().enumerate() {
+        let vip = super::sockets::socket(cluster_ip, PORT)?;
         let node = SocketAddr::new(stage.node("node-1")?.addresses()[family], NODE_PORT);
         for (from, to) in [("client", node), ("packet", vip), ("near", vip), ("node-1", vip)] {
             let mut backends = Vec::new();
