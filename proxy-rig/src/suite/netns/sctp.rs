@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     thread,
     time::Duration,
@@ -78,7 +78,6 @@ fn associate(stage: &Stage, from: &str, to: SocketAddr) -> Result<String> {
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
         socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to)).context("connecting")?;
-        let mut backend = String::new();
         for size in SIZES {
             stream.write_all(&vec![b'x'; size])?;
             let mut answer = vec![0; size];
@@ -86,9 +85,10 @@ fn associate(stage: &Stage, from: &str, to: SocketAddr) -> Result<String> {
             ensure!(answer.iter().all(|byte| *byte == b'x'), "another answer to {size} bytes");
         }
         stream.write_all(b"?")?;
-        stream.shutdown(Shutdown::Write)?;
-        stream.read_to_string(&mut backend).context("who is it")?;
-        Ok(backend)
+        let mut backend = [0; 64];
+        // One message is one read (RFC 6458 section 4.1.8).
+        let len = stream.read(&mut backend).context("who is it")?;
+        Ok(String::from_utf8_lossy(&backend[..len]).into_owned())
     })?
 }
 
