@@ -220,18 +220,75 @@ fn a_restart_over_kernel_maps_writes_nothing() {
     assert_eq!(events(&mut second, now), 0);
 }
 
+/// Each map that the agent fills has room for two Services, and three come.
 #[test]
-fn a_full_kernel_map_says_which() {
-    let little = Capacity { src_ranges: 2, ..SMALL };
-    let Some((maps, _)) = kernel_maps("a_full_kernel_map_says_which", &little) else { return };
+fn each_full_map_names_itself_and_leaves_the_others_alone() {
+    let limits = [
+        ("ADDRS_V4", "addresses", Capacity { addrs: 5, ..SMALL }),
+        ("SERVICES_V4", "services", Capacity { services: 6, ..SMALL }),
+        ("SETS", "sets", Capacity { sets: 9, ..SMALL }),
+        ("RINGS", "rings", Capacity { rings: 27, ..SMALL }),
+        ("BACKENDS_V4", "backends", Capacity { backends: 10, ..SMALL }),
+        ("SRC_RANGES_V4", "source-ranges", Capacity { src_ranges: 2, ..SMALL }),
+        ("PORT_NAMES", "port-names", Capacity { port_names: 2, ..SMALL }),
+    ];
+    for (map, flag, capacity) in limits {
+        let Some((maps, _)) = kernel_maps("each_full_map_names_itself", &capacity) else { return };
+        let mut now = Instant::now();
+        let mut reconciler = Reconciler::new(maps, Options::default(), now).unwrap();
+        let node = [NodeAddress { ip: ip("172.16.0.1"), nodeport: true }];
+        reconciler.set_node_addresses(&node, now);
+        reconciler.sources_synced(now);
+        let set = |reconciler: &mut Reconciler<KernelMaps>, number, endpoints| {
+            let desired = service(number, endpoints);
+            reconciler.set_service(&desired.name.clone(), Some(desired), now);
+            Dump::of(&reconciler.dataplane().read_all().unwrap()).to_string()
+        };
+        set(&mut reconciler, 1, 4);
+        let before = set(&mut reconciler, 2, 4);
+        assert!(reconciler.status().failures.is_empty(), "{map}: {:?}", reconciler.status().failures);
+        let after = set(&mut reconciler, 3, 4);
+        let failures: Vec<_> = reconciler.status().failures.iter().collect();
+        let [(subject, failure)] = failures[..] else { panic!("{map}: {failures:?}") };
+        assert_eq!(subject.to_string(), "Service default/web-3");
+        let text = failure.error.to_string();
+        assert!(text.contains(&format!("map {map} is full (")), "{map}: {text}");
+        assert!(text.contains(&format!("raise --{flag}-max")), "{map}: {text}");
+        // What was there before is there as it was.
+        for line in before.lines() {
+            assert!(after.contains(line), "{map}: lost {line}");
+        }
+        // By itself, once there is room.
+        reconciler.set_service(&ServiceName::new("default", "web-1"), None, now);
+        for _ in 0..20 {
+            now += Duration::from_secs(10);
+            reconciler.retry(now);
+        }
+        assert!(reconciler.status().failures.is_empty(), "{map}: {:?}", reconciler.status().failures);
+        let dump = Dump::of(&reconciler.dataplane().read_all().unwrap()).to_string();
+        assert!(dump.contains("service 10.96.0.3:80/TCP") && !dump.contains("10.96.0.1:80/TCP"), "{map}:\n{dump}");
+    }
+}
+
+#[test]
+fn a_full_table_of_interfaces_names_itself() {
+    let little = Capacity { ifaces: 2, ..SMALL };
+    let Some((maps, _)) = kernel_maps("a_full_table_of_interfaces_names_itself", &little) else { return };
     let now = Instant::now();
     let mut reconciler = Reconciler::new(maps, Options::default(), now).unwrap();
     events(&mut reconciler, now);
+    let none = Ipv6 { octets: [0; 16] };
+    let iface = Iface { role: IfaceRole::Pod, mtu: 1500, addr_v4: Ipv4 { octets: [172, 16, 0, 1] }, addr_v6: none };
+    reconciler.set_ifaces(BTreeMap::from([(2, iface), (3, iface), (4, iface)]), now);
     let texts: Vec<String> = reconciler.status().failures.values().map(|it| it.error.to_string()).collect();
-    assert_eq!(texts.len(), 1, "two fit, the third does not: {texts:?}");
-    assert!(texts[0].contains("map SRC_RANGES_V4 is full (2 entries); raise --source-ranges-max"), "{texts:?}");
-    let dump = Dump::of(&reconciler.dataplane().read_all().unwrap()).to_string();
-    assert!(dump.contains("service 10.96.0.2:80/TCP") && !dump.contains("service 10.96.0.3:80/TCP"));
+    assert!(
+        texts.iter().any(|text| text.contains("map IFACES is full (2 entries); raise --interfaces-max")),
+        "{texts:?}"
+    );
+    let later = now + Duration::from_secs(60);
+    reconciler.set_ifaces(BTreeMap::from([(2, iface), (4, iface)]), later);
+    reconciler.retry(later + Duration::from_secs(60));
+    assert!(reconciler.status().failures.is_empty());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::config::config;
 use crate::maps::{AFFINITY, FamilyMaps, IFACES, RINGS, SETS, SWITCHES};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{LruHashMap, lpm_trie::Key};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_loop};
 use core::ffi::c_void;
 use proxy_common::abi::{
@@ -29,6 +29,20 @@ fn flags(insert: Insert) -> u64 {
         Insert::Any => u64::from(BPF_ANY),
         Insert::New => u64::from(BPF_NOEXIST),
     }
+}
+
+/// Inserts into an LRU map and looks the element up once. Without that the element counts as never used, and where all others were
+/// used, as in a full table of busy flows, the insertion of a flow's second half evicts its first.
+#[inline(always)]
+fn insert_young<K, V, const SIZE: usize>(
+    map: &LruHashMap<K, V, SIZE>,
+    key: &K,
+    value: &V,
+    insert: Insert,
+) -> Result<(), TableFull> {
+    map.insert(key, value, flags(insert)).map_err(|_| TableFull)?;
+    let _ = core::hint::black_box(map.get_ptr(key));
+    Ok(())
 }
 
 impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
@@ -122,7 +136,7 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
         if insert == Insert::New && F::conntrack().get_ptr_mut(key).is_some() {
             return Err(TableFull);
         }
-        F::new_flows().insert(key, flow, flags(insert)).map_err(|_| TableFull)
+        insert_young(F::new_flows(), key, flow, insert)
     }
 
     #[inline(always)]
@@ -130,7 +144,7 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
         if let Some(there) = F::conntrack().get_ptr_mut(key) {
             // SAFETY: as in `flow`.
             unsafe { *there = *flow };
-        } else if F::conntrack().insert(key, flow, flags(Insert::Any)).is_ok() {
+        } else if insert_young(F::conntrack(), key, flow, Insert::Any).is_ok() {
             let _ = F::new_flows().remove(key);
         }
     }
@@ -150,7 +164,7 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
         if insert == Insert::New && F::snat().get_ptr_mut(key).is_some() {
             return Err(TableFull);
         }
-        F::new_snat().insert(key, entry, flags(insert)).map_err(|_| TableFull)
+        insert_young(F::new_snat(), key, entry, insert)
     }
 
     #[inline(always)]
@@ -158,7 +172,7 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
         if let Some(there) = F::snat().get_ptr_mut(key) {
             // SAFETY: as in `flow`.
             unsafe { *there = *entry };
-        } else if F::snat().insert(key, entry, flags(Insert::Any)).is_ok() {
+        } else if insert_young(F::snat(), key, entry, Insert::Any).is_ok() {
             let _ = F::new_snat().remove(key);
         }
     }

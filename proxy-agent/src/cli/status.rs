@@ -92,14 +92,48 @@ pub(super) struct MapRow {
     /// In use; `null` for maps that are not a table.
     pub(super) entries: Option<usize>,
     pub(super) capacity: u32,
+    pub(super) full: bool,
 }
+
+/// Free elements of an LRU map that each CPU may keep for itself (LOCAL_FREE_TARGET in the kernel's bpf_lru_list.c).
+const LRU_FREE_PER_CPU: usize = 128;
 
 impl Row for MapRow {
     const COLUMNS: &'static [&'static str] = &["MAP", "TYPE", "ENTRIES", "CAPACITY"];
 
     fn cells(&self) -> Vec<String> {
         let entries = self.entries.map_or_else(|| "-".to_owned(), |entries| entries.to_string());
+        let entries = if self.full { format!("{entries} (full)") } else { entries };
         vec![self.map.to_owned(), self.kind.clone(), entries, self.capacity.to_string()]
+    }
+}
+
+impl MapRow {
+    fn new(map: &'static str, kind: String, entries: Option<usize>, capacity: u32) -> Self {
+        let all = capacity as usize;
+        let kept = if kind.contains("Lru") { LRU_FREE_PER_CPU * aya::util::nr_cpus().unwrap_or(1) } else { 0 };
+        let full = entries.is_some_and(|entries| entries >= all.saturating_sub(kept).max(all / 2));
+        Self { map, kind, entries, capacity, full }
+    }
+
+    /// What a full table means, in a sentence.
+    fn warning(&self) -> Option<String> {
+        let consequence = match self.map {
+            _ if !self.full => return None,
+            names::NEW_FLOWS_V4 | names::NEW_FLOWS_V6 | names::NEW_SNAT_V4 | names::NEW_SNAT_V6 => {
+                "handshakes that take long may have to start again; established connections are not touched"
+            }
+            names::CONNTRACK_V4 | names::CONNTRACK_V6 | names::SNAT_V4 | names::SNAT_V6 => {
+                "each new flow takes the place of the one that was idle for the longest time"
+            }
+            names::FRAGS_V4 | names::FRAGS_V6 => "datagrams whose fragments come slowly are lost",
+            names::AFFINITY => "the clients not seen for the longest time are forgotten and choose again",
+            names::SOCK_REVNAT_V4 | names::SOCK_REVNAT_V6 => {
+                "the oldest translated sockets see their endpoint's address in place of the Service's"
+            }
+            _ => "no Service that needs more of it can be programmed; the others go on (see the agent's log)",
+        };
+        Some(format!("{} is full: {consequence}.", self.map))
     }
 }
 
@@ -147,6 +181,9 @@ impl Status {
         println!("{}\n", table(&self.interfaces));
         println!("{}\n", table(&self.connect_hooks));
         println!("{}\n", table(&self.maps));
+        for line in self.maps.iter().filter_map(MapRow::warning) {
+            println!("{line}\n");
+        }
         if self.counters.is_empty() {
             println!("No packet was counted yet.");
         } else {
@@ -234,7 +271,7 @@ fn map(pins: &Pins, actual: &Actual, name: &'static str) -> Result<MapRow, Table
         names::SWITCHES | names::COUNTERS | names::VERDICT => None,
         _ => Some(super::dump::count(pins, name)?),
     };
-    Ok(MapRow { map: name, kind: format!("{kind:?}"), entries, capacity })
+    Ok(MapRow::new(name, format!("{kind:?}"), entries, capacity))
 }
 
 /// Counters that are not zero, summed over CPUs.

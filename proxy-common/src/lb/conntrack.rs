@@ -1,6 +1,6 @@
 //! Known flows: the state of a connection, and the care for its other half.
 
-use super::snat::{SnatOwner, keep_snat};
+use super::snat::{Kept, SnatOwner, keep_snat};
 use super::tables::{Insert, Tables};
 use crate::abi::{
     BackendState, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState,
@@ -141,9 +141,14 @@ pub(super) fn stack_port<F: Family>(flow: &Flow<F>) -> u16 {
 }
 
 /// Makes the other half anew if it was evicted; looking at it also keeps it from being the next to go. The client's answer to
-/// the backend takes both halves over into CONNTRACK.
+/// the backend takes both halves over into CONNTRACK. False if the flow cannot go on: another has its source port.
 #[inline(always)]
-pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &mut Flow<F>, packet: &Packet<F>) {
+pub(super) fn heal<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F>,
+    flow: &mut Flow<F>,
+    packet: &Packet<F>,
+) -> bool {
     let answered = is_answered(flow.state);
     if answered && flow.flags & FLOW_UNCONFIRMED != 0 {
         flow.flags &= !FLOW_UNCONFIRMED;
@@ -176,7 +181,7 @@ pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: 
     if flow.flags & FLOW_HAIRPIN != 0 {
         let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, key.protocol);
         let owner = SnatOwner { client: key.src, client_port: port, flags: FLOW_HAIRPIN };
-        let _ = keep_snat(tables, &snat, &owner, packet.tcp_flags, flow.last_seen_s);
+        return keep_snat(tables, &snat, &owner, packet.tcp_flags, flow.last_seen_s) != Kept::Lost;
     }
     if flow.flags & FLOW_SNAT != 0 {
         let source = FlowKey::<F>::new(key.src, port, flow.backend, flow.backend_port, key.protocol);
@@ -191,6 +196,7 @@ pub(super) fn heal<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: 
             let _ = tables.put_flow(&source, flow, Insert::Any);
         }
     }
+    true
 }
 
 /// Tells the forward half of a reply's SYN, FIN or RST: it alone holds the connection's state. False if the reply opens a

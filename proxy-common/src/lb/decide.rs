@@ -108,8 +108,9 @@ fn known_forward<F: TranslatedFamily, T: Tables<F>>(
 ) -> Verdict {
     let Work { packet, rewrite, key, flow, .. } = work;
     let verdict = forward(tables, env, packet, flow, Reason::Forward, rewrite);
-    if known == Known::ForwardHeal {
-        heal(tables, key, flow, packet);
+    if known == Known::ForwardHeal && !heal(tables, key, flow, packet) {
+        forget_half(tables, key);
+        return Verdict::drop(Reason::SnatNoEntry);
     }
     verdict
 }

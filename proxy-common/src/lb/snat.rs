@@ -10,8 +10,11 @@ use super::conntrack::{Side, is_answered, next_state};
 pub const SNAT_WINDOW: u32 = 64;
 /// A closed pair is free at once for the client that had it (its TCP timestamps keep growing), for others after this.
 const CLOSED_HOLD_S: u32 = 1;
-/// An unanswered SYN holds its port this long (the sum of Linux's SYN retransmissions is 63 s at 6 retries; most give up before).
-const NEW_TIMEOUT_S: u32 = 60;
+/// A handshake that stands still holds its port this long, if others want it: a flood of SYNs must not hold all of them. Who takes
+/// longer gets another port with the next SYN.
+const HANDSHAKE_HOLD_S: u32 = 2;
+/// The same for datagrams that nobody answered (net.netfilter.nf_conntrack_udp_timeout).
+const UDP_UNANSWERED_S: u32 = 30;
 /// RFC 5382 asks for at least 2 h 4 min; six hours.
 const TCP_IDLE_S: u32 = 21_600;
 
@@ -22,8 +25,8 @@ pub fn is_reusable<F: Family>(entry: &SnatEntry<F>, client: &F::Addr, tcp: bool,
     let idle_s = now_s.wrapping_sub(entry.last_seen_s);
     match entry.state {
         FlowState::Closed => entry.client == *client || idle_s >= CLOSED_HOLD_S,
+        _ if entry.flags & FLOW_UNCONFIRMED != 0 => idle_s > if tcp { HANDSHAKE_HOLD_S } else { UDP_UNANSWERED_S },
         _ if !tcp => idle_s > config.udp_timeout_s,
-        FlowState::New => idle_s > NEW_TIMEOUT_S,
         _ => idle_s > TCP_IDLE_S,
     }
 }
@@ -178,7 +181,7 @@ fn probe<F: Family, T: Tables<F>>(tables: &T, search: &Search<F>, config: &Confi
         if there.client == search.client && there.client_port == search.client_port {
             there.state = FlowState::New;
             there.last_seen_s = search.now_s;
-            there.flags = search.flags | there.flags & FLOW_UNCONFIRMED;
+            there.flags = search.flags | FLOW_UNCONFIRMED;
             return Slot::Ours;
         }
         let tcp = search.key.protocol != UDP;
@@ -249,6 +252,7 @@ pub(super) fn keep_snat<F: Family, T: Tables<F>>(
         }
         if opens && matches!(entry.state, FlowState::Closed) {
             entry.state = FlowState::None;
+            entry.flags |= FLOW_UNCONFIRMED;
         }
         note(entry, tcp_flags, Side::Client, now_s);
         match entry.flags & FLOW_UNCONFIRMED {

@@ -3,13 +3,14 @@
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it. Two more of it, with
 //!   offloads on and off, run some of them again.
-//! * `small`: a world of its own for each test of `flows`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own` and
+//! * `small`: a world of its own for each test of `flows`, `floods`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own` and
 //!   `churn`.
 //! * `sctp` and `trunk` too; those of their tests that need SCTP sockets or VLAN devices are ignored where the kernel has none
 //!   (`cargo xtask vmtest` has).
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
 mod churn;
+mod floods;
 pub(super) mod flows;
 mod fragments;
 mod icmp_errors;
@@ -62,6 +63,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         .chain(icmp_errors::OWN_TESTS)
         .chain(own::OWN_TESTS)
         .chain(churn::TESTS)
+        .chain(floods::OWN_TESTS)
     {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
