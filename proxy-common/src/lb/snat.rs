@@ -246,9 +246,9 @@ pub(super) fn keep_snat<F: Family, T: Tables<F>>(
 ) -> Kept {
     let check = key.check();
     let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    let kept = tables.snat(key, |entry| {
+    let found = tables.snat(key, |entry| {
         if entry.check != check || entry.client != owner.client || entry.client_port != owner.client_port {
-            return Err(Kept::Lost);
+            return Found::Lost;
         }
         if opens && matches!(entry.state, FlowState::Closed) {
             entry.state = FlowState::None;
@@ -256,30 +256,41 @@ pub(super) fn keep_snat<F: Family, T: Tables<F>>(
         }
         note(entry, tcp_flags, Side::Client, now_s);
         match entry.flags & FLOW_UNCONFIRMED {
-            0 => Err(Kept::Confirmed),
-            _ if !is_answered(entry.state) => Err(Kept::Unconfirmed),
-            _ => Ok(*entry),
+            0 => Found::Confirmed,
+            _ if is_answered(entry.state) => Found::Answered(entry.state),
+            _ => Found::Unconfirmed,
         }
     });
-    match kept {
-        Some(Ok(mut entry)) => {
-            entry.flags &= !FLOW_UNCONFIRMED;
-            tables.settle_snat(key, &entry);
-            return Kept::Confirmed;
-        }
-        Some(Err(kept)) => return kept,
-        None => {}
-    }
     let before = if opens { FlowState::None } else { FlowState::Established };
+    let (state, unconfirmed) = match found {
+        Some(Found::Lost) => return Kept::Lost,
+        Some(Found::Confirmed) => return Kept::Confirmed,
+        Some(Found::Unconfirmed) => return Kept::Unconfirmed,
+        Some(Found::Answered(state)) => (state, 0),
+        None => (next_state(before, tcp_flags, Side::Client), FLOW_UNCONFIRMED),
+    };
     let entry = SnatEntry {
         client: owner.client,
         client_port: owner.client_port,
-        state: next_state(before, tcp_flags, Side::Client),
-        flags: owner.flags | FLOW_UNCONFIRMED,
+        state,
+        flags: owner.flags | unconfirmed,
         last_seen_s: now_s,
         check,
     };
+    if unconfirmed == 0 {
+        tables.settle_snat(key, &entry);
+        return Kept::Confirmed;
+    }
     if tables.put_snat(key, &entry, Insert::New).is_ok() { Kept::Unconfirmed } else { Kept::Lost }
+}
+
+/// What [`keep_snat`] sees in the table.
+enum Found {
+    Lost,
+    Unconfirmed,
+    /// Unconfirmed until now.
+    Answered(FlowState),
+    Confirmed,
 }
 
 #[inline(always)]
