@@ -22,7 +22,7 @@ pub(super) const REPORT: &str = "report.txt";
 const MEMORY: &str = "2048M";
 /// `panic=-1` with `-no-reboot` ends qemu when the init process dies. What follows `--` are arguments of the init process, and
 /// a variable that the kernel does not know goes into its environment.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on rdinit=/init PATH=/usr/sbin:/usr/bin -- vm-guest";
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check random.trust_cpu=on rdinit=/init PATH=/usr/sbin:/usr/bin -- vm-guest";
 
 /// What the guest is to do, and how long at most.
 #[derive(Clone, Copy)]
