@@ -169,18 +169,17 @@ pub(crate) fn rewrite<F: RewriteFamily>(
     }
     if rewrite.changed & CHANGED_SRC != 0 {
         F::replace(skb, l3, l4_check, &old.src, &new.src, flags)?;
-        store(skb, l3 + F::SRC, &new.src)?;
     }
     if rewrite.changed & CHANGED_DST != 0 {
         F::replace(skb, l3, l4_check, &old.dst, &new.dst, flags)?;
-        store(skb, l3 + F::DST, &new.dst)?;
     }
     if rewrite.changed & CHANGED_SRC_PORT != 0 {
-        replace_port(skb, l4_check, l4, old.src_port, new.src_port, flags)?;
+        replace_port(skb, l4_check, old.src_port, new.src_port, flags)?;
     }
     if rewrite.changed & CHANGED_DST_PORT != 0 {
-        replace_port(skb, l4_check, l4 + 2, old.dst_port, new.dst_port, flags)?;
+        replace_port(skb, l4_check, old.dst_port, new.dst_port, flags)?;
     }
+    store_tuple(skb, l3, l4, new)?;
     if rewrite.bounce { swap_link_addresses(skb) } else { Ok(()) }
 }
 
@@ -247,12 +246,31 @@ pub(crate) fn partial_checksum(skb: *mut __sk_buff, at: u32) -> Result<Option<u1
 }
 
 #[inline(always)]
-fn replace_port(skb: *mut __sk_buff, l4_check: u32, at: u32, from: u16, to: u16, flags: u64) -> Result<(), Failed> {
-    let (from, to) = (from.to_be(), to.to_be());
-    if replace_l4(skb, l4_check, u64::from(from), u64::from(to), flags | 2) != 0 {
-        return Err(Failed);
+fn replace_port(skb: *mut __sk_buff, l4_check: u32, from: u16, to: u16, flags: u64) -> Result<(), Failed> {
+    let (from, to) = (u64::from(from.to_be()), u64::from(to.to_be()));
+    if replace_l4(skb, l4_check, from, to, flags | 2) != 0 { Err(Failed) } else { Ok(()) }
+}
+
+/// Both addresses, which end a network header without options, and both ports, which begin the next one.
+#[repr(C)]
+struct Tail<F: Family> {
+    src: F::Addr,
+    dst: F::Addr,
+    ports: [u16; 2],
+}
+
+/// Writes addresses and ports: in one go where they lie side by side, each call costs as much as a look-up.
+#[inline(always)]
+fn store_tuple<F: RewriteFamily>(skb: *mut __sk_buff, l3: u32, l4: u32, new: &Tuple<F>) -> Result<(), Failed> {
+    let ports = [new.src_port.to_be(), new.dst_port.to_be()];
+    let tail = Tail::<F> { src: new.src, dst: new.dst, ports };
+    let addresses = size_of::<Tail<F>>() as u32 - 4;
+    if l4 == l3 + F::SRC + addresses {
+        return store(skb, l3 + F::SRC, &tail);
     }
-    store(skb, at, &to)
+    store(skb, l3 + F::SRC, &tail.src)?;
+    store(skb, l3 + F::DST, &tail.dst)?;
+    store(skb, l4, &tail.ports)
 }
 
 /// Sends the packet back to where it came from, as far as the link is concerned.

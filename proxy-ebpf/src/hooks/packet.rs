@@ -20,8 +20,8 @@ use proxy_common::lb::{
     remember_fragment,
 };
 use proxy_common::net::{
-    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Fragment, Packet, ParseError, V4, V6, parse_packet,
-    parse_quote,
+    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Family, Fragment, Packet, ParseError, V4, V6,
+    parse_packet, parse_quote,
 };
 
 /// On with the next program, or with the stack (tcx and clsact alike).
@@ -60,7 +60,7 @@ const ICMP_ERROR: i32 = 8;
 /// memory: the verifier need not follow each way through the decision once more through the changes, and each has the
 /// stack to itself.
 #[inline(always)]
-pub(crate) fn run<D: Direction>(skb: *mut __sk_buff, v4: Steps, v6: Steps) -> i32 {
+pub(crate) fn run<D: Direction>(skb: *mut __sk_buff, v4: Steps<V4>, v6: Steps<V6>) -> i32 {
     // SAFETY: context.
     let (protocol, tagged) = unsafe { ((*skb).protocol, is_vlan_tagged(skb)) };
     let reason = match u16::from_be(protocol as u16) {
@@ -86,50 +86,47 @@ unsafe fn is_vlan_tagged(skb: *mut __sk_buff) -> bool {
     unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_NUMBER != 0 }
 }
 
-type Step = fn(*mut __sk_buff) -> i32;
+type Step<F> = fn(*mut __sk_buff, &mut Scratch<F>) -> i32;
 
-pub(crate) struct Steps {
-    pub decide: Step,
-    pub remember_fragment: Step,
-    pub follow_fragment: Step,
-    pub decide_error: Step,
-    pub carry_out_error: Step,
-    pub carry_out: Step,
+pub(crate) struct Steps<F: Family> {
+    pub decide: Step<F>,
+    pub remember_fragment: Step<F>,
+    pub follow_fragment: Step<F>,
+    pub decide_error: Step<F>,
+    pub carry_out_error: Step<F>,
+    pub carry_out: Step<F>,
 }
 
 #[inline(always)]
-fn run_family<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, steps: Steps) -> i32 {
-    let mut next = (steps.decide)(skb);
+fn run_family<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, steps: Steps<F>) -> i32 {
+    let Some(scratch) = scratch::<D, F>() else { return TCX_NEXT };
+    let mut next = (steps.decide)(skb, scratch);
     if next > CHANGED {
         if next & FIRST_FRAGMENT != 0 {
-            (steps.remember_fragment)(skb);
+            (steps.remember_fragment)(skb, scratch);
         } else if next == LATER_FRAGMENT {
-            next = (steps.follow_fragment)(skb);
+            next = (steps.follow_fragment)(skb, scratch);
         } else {
-            return run_error::<D, F>(skb, steps);
+            return run_error(skb, scratch, steps);
         }
     }
     let action = match next & CHANGED {
         UNCHANGED => TCX_NEXT,
         _ if config().has(CONFIG_DRY_RUN) => TCX_NEXT,
-        _ => (steps.carry_out)(skb),
+        _ => (steps.carry_out)(skb, scratch),
     };
-    if let Some(scratch) = scratch::<D, F>() {
-        record(&scratch.verdict);
-    }
+    record(&scratch.verdict);
     action
 }
 
 #[inline(always)]
-fn run_error<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, steps: Steps) -> i32 {
-    let action = match (steps.decide_error)(skb) {
+fn run_error<F: PacketFamily>(skb: *mut __sk_buff, scratch: &mut Scratch<F>, steps: Steps<F>) -> i32 {
+    let action = match (steps.decide_error)(skb, scratch) {
         UNCHANGED => TCX_NEXT,
         _ if config().has(CONFIG_DRY_RUN) => TCX_NEXT,
-        _ => (steps.carry_out_error)(skb),
+        _ => (steps.carry_out_error)(skb, scratch),
     };
-    if let Some(scratch) = scratch::<D, F>() {
-        record(&scratch.verdict);
-    }
+    record(&scratch.verdict);
     action
 }
 
@@ -143,12 +140,11 @@ fn scratch<D: Direction, F: PacketFamily>() -> Option<&'static mut Scratch<F>> {
 
 /// First step: parse and decide.
 #[inline(always)]
-pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
+pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scratch: &mut Scratch<F>) -> i32 {
     let tables = KernelTables { skb };
     // SAFETY: context.
     let (ifindex, ingress_ifindex) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex) };
     let env = Env { ifindex, own: D::EGRESS && ingress_ifindex == 0 };
-    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
     let work = &mut scratch.work;
     scratch.verdict = match parse(skb, &mut work.packet) {
         Ok(()) if matches!(work.packet.fragment, Fragment::Later) => return LATER_FRAGMENT,
@@ -172,24 +168,21 @@ fn changed<F: PacketFamily>(scratch: &Scratch<F>) -> i32 {
 
 /// After the decision of a first fragment.
 #[inline(always)]
-pub(crate) fn remember<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
-    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
+pub(crate) fn remember<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scratch: &mut Scratch<F>) -> i32 {
     remember_fragment(&KernelTables { skb }, D::EGRESS, &mut scratch.work, &mut scratch.verdict);
     UNCHANGED
 }
 
 /// Instead of a decision.
 #[inline(always)]
-pub(crate) fn follow<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
-    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
+pub(crate) fn follow<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scratch: &mut Scratch<F>) -> i32 {
     scratch.verdict = follow_fragment(&KernelTables { skb }, D::EGRESS, &mut scratch.work);
     changed(scratch)
 }
 
 /// Instead of a decision.
 #[inline(always)]
-pub(crate) fn decide_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
-    let Some(scratch) = scratch::<D, F>() else { return UNCHANGED };
+pub(crate) fn decide_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scratch: &mut Scratch<F>) -> i32 {
     let work = &mut scratch.work;
     let tables = KernelTables { skb };
     // SAFETY: context.
@@ -212,8 +205,10 @@ pub(crate) fn decide_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk_bu
 }
 
 #[inline(always)]
-pub(crate) fn carry_out_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
-    let Some(scratch) = scratch::<D, F>() else { return TCX_NEXT };
+pub(crate) fn carry_out_icmp_error<D: Direction, F: PacketFamily>(
+    skb: *mut __sk_buff,
+    scratch: &mut Scratch<F>,
+) -> i32 {
     let verdict = &mut scratch.verdict;
     if matches!(verdict.action, Action::Drop) {
         return TC_ACT_SHOT;
@@ -257,8 +252,7 @@ fn parse<F: PacketFamily>(skb: *mut __sk_buff, packet: &mut Packet<F>) -> Result
 
 /// Second step: change, redirect, answer or drop.
 #[inline(always)]
-pub(crate) fn carry_out<D: Direction, F: PacketFamily>(skb: *mut __sk_buff) -> i32 {
-    let Some(scratch) = scratch::<D, F>() else { return TCX_NEXT };
+pub(crate) fn carry_out<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scratch: &mut Scratch<F>) -> i32 {
     let (packet, new) = (&scratch.work.packet, &scratch.work.rewrite);
     let verdict = &mut scratch.verdict;
     match verdict.action {
@@ -338,33 +332,33 @@ macro_rules! steps {
     ($family:ident, $direction:ty: $decide:ident $remember:ident $follow:ident $decide_error:ident
         $carry_out_error:ident $carry_out:ident) => {
         #[inline(never)]
-        fn $decide(skb: Skb) -> i32 {
-            $crate::hooks::packet::decide::<$direction, proxy_common::net::$family>(skb)
+        fn $decide(skb: Skb, scratch: &mut $crate::maps::Scratch<proxy_common::net::$family>) -> i32 {
+            $crate::hooks::packet::decide::<$direction, proxy_common::net::$family>(skb, scratch)
         }
 
         #[inline(never)]
-        fn $remember(skb: Skb) -> i32 {
-            $crate::hooks::packet::remember::<$direction, proxy_common::net::$family>(skb)
+        fn $remember(skb: Skb, scratch: &mut $crate::maps::Scratch<proxy_common::net::$family>) -> i32 {
+            $crate::hooks::packet::remember::<$direction, proxy_common::net::$family>(skb, scratch)
         }
 
         #[inline(never)]
-        fn $follow(skb: Skb) -> i32 {
-            $crate::hooks::packet::follow::<$direction, proxy_common::net::$family>(skb)
+        fn $follow(skb: Skb, scratch: &mut $crate::maps::Scratch<proxy_common::net::$family>) -> i32 {
+            $crate::hooks::packet::follow::<$direction, proxy_common::net::$family>(skb, scratch)
         }
 
         #[inline(never)]
-        fn $decide_error(skb: Skb) -> i32 {
-            $crate::hooks::packet::decide_icmp_error::<$direction, proxy_common::net::$family>(skb)
+        fn $decide_error(skb: Skb, scratch: &mut $crate::maps::Scratch<proxy_common::net::$family>) -> i32 {
+            $crate::hooks::packet::decide_icmp_error::<$direction, proxy_common::net::$family>(skb, scratch)
         }
 
         #[inline(never)]
-        fn $carry_out_error(skb: Skb) -> i32 {
-            $crate::hooks::packet::carry_out_icmp_error::<$direction, proxy_common::net::$family>(skb)
+        fn $carry_out_error(skb: Skb, scratch: &mut $crate::maps::Scratch<proxy_common::net::$family>) -> i32 {
+            $crate::hooks::packet::carry_out_icmp_error::<$direction, proxy_common::net::$family>(skb, scratch)
         }
 
         #[inline(never)]
-        fn $carry_out(skb: Skb) -> i32 {
-            $crate::hooks::packet::carry_out::<$direction, proxy_common::net::$family>(skb)
+        fn $carry_out(skb: Skb, scratch: &mut $crate::maps::Scratch<proxy_common::net::$family>) -> i32 {
+            $crate::hooks::packet::carry_out::<$direction, proxy_common::net::$family>(skb, scratch)
         }
     };
 }
