@@ -112,6 +112,20 @@ impl Line {
 }
 
 impl Case {
+    /// For the floor by itself: nothing is made beforehand.
+    pub(super) fn of_floor(version: Version) -> Self {
+        Self {
+            version,
+            protocol: Protocol::Tcp,
+            state: "floor",
+            before: &[],
+            before_each: None,
+            measured: Leg::Forward,
+            flows: Flows::One,
+            goal: Goal::Nanoseconds(f64::INFINITY),
+        }
+    }
+
     /// `ingress, IPv4 TCP, established, reply`
     pub(super) fn name(&self) -> String {
         format!("{}, {}, {}", self.hook(), self.packets(), self.state)

@@ -101,6 +101,28 @@ pub(super) fn measure(object: &Object, node: &SimulatedNode, case: &Case, runs: 
     Ok(times)
 }
 
+/// Nanoseconds of each step of the floor program, over one flow: quickest run up to it less quickest run up to the one before.
+pub(super) fn floor_steps(object: &Object, node: &SimulatedNode, version: Version, runs: u32) -> Result<Vec<i64>> {
+    let case = Case::of_floor(version);
+    let machine = KernelMachine::with_real_clock(node.clone(), Capacities::default())?;
+    let bench = Bench { object, case: &case, machine };
+    let traffic = bench.traffic(Leg::Forward)?;
+    let mut probes = vec![bench.probe(Target::Nothing)?];
+    for last_step in 0..=WHOLE_FLOOR {
+        probes.push(bench.floor(last_step)?);
+    }
+    for probe in &mut probes {
+        probe.aim(&traffic.driver(Order::Among(1)))?;
+    }
+    let mut quickest = vec![i64::MAX; probes.len()];
+    for _ in 0..=runs {
+        for (probe, quickest) in probes.iter().zip(&mut quickest) {
+            *quickest = (*quickest).min(bench.time(probe, &traffic, REPEAT)?.as_nanos() as i64);
+        }
+    }
+    Ok(quickest.windows(2).map(|pair| pair[1] - pair[0]).collect())
+}
+
 impl Bench<'_> {
     fn traffic(&self, leg: Leg) -> Result<Traffic> {
         leg.traffic(self.case.version, self.case.protocol)

@@ -13,6 +13,7 @@ mod traffic;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
+use proxy_common::bench::FLOOR_STEPS;
 
 use crate::{
     demo::progress::Progress,
@@ -24,6 +25,9 @@ pub struct PacketArgs {
     /// Runs of each program; the quickest counts
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=40))]
     runs: u32,
+    /// What each step of the floor program costs, and nothing else
+    #[arg(long)]
+    floor_steps: bool,
     /// Only lines whose hook, packets, state and flows contain this text, e.g. "egress, IPv4"
     #[arg(long)]
     only: Option<String>,
@@ -36,6 +40,16 @@ pub struct PacketArgs {
 pub(super) fn run(args: &PacketArgs) -> Result<ExitCode> {
     let object = probe::Object::read()?;
     let node = SimulatedNode::new(&NodeSpec::default())?;
+    if args.floor_steps {
+        for version in [traffic::Version::V4, traffic::Version::V6] {
+            let steps = in_private_netns(&node, || measure::floor_steps(&object, &node, version, args.runs))?;
+            println!("{version:?}");
+            for (name, ns) in FLOOR_STEPS.iter().zip(steps) {
+                println!("  {name:<28}{ns:>4} ns");
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let wanted = |case: &case::Case| {
         let name = format!("{}, {}", case.name(), case.flows.in_words());
         args.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
