@@ -48,6 +48,9 @@ enum Command {
     /// Be the init process of a virtual machine with another kernel
     #[command(hide = true)]
     VmGuest {
+        /// Also tests with real agents and sockets
+        #[arg(long)]
+        sockets: bool,
         /// Only scenarios whose name contains this text
         scenarios: Option<String>,
     },
@@ -95,7 +98,7 @@ impl Cli {
             Command::Fuzz(args) => fuzz::run(&args),
             Command::World(args) => block_on(world::run(args)),
             Command::Programs => programs::run(),
-            Command::VmGuest { scenarios } => match vmguest::run(scenarios.as_deref())? {},
+            Command::VmGuest { sockets, scenarios } => match vmguest::run(sockets, scenarios.as_deref())? {},
             Command::Reap => reap(),
             Command::ExecIn(args) => exec_in(args),
             Command::PodServer(args) => block_on(serve(args)),

@@ -29,6 +29,8 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off no
 pub(super) struct Guest<'a> {
     /// Part of the names of the scenarios; all without it.
     pub(super) scenarios: Option<&'a str>,
+    /// Also tests with real agents and sockets.
+    pub(super) sockets: bool,
     pub(super) limit: Duration,
 }
 
@@ -51,7 +53,8 @@ impl Qemu {
         command.args(["-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "1", "-m", MEMORY]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).arg("-append");
-        command.arg(format!("{COMMAND_LINE} {}", guest.scenarios.unwrap_or_default()));
+        let sockets = if guest.sockets { "--sockets" } else { "" };
+        command.arg(format!("{COMMAND_LINE} {sockets} {}", guest.scenarios.unwrap_or_default()));
         for file in [CONSOLE, REPORT] {
             let mut to = OsString::from("file:");
             to.push(directory.join(file));

@@ -63,7 +63,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     run::run(workspace::cargo().args(["build", "--locked", "--bins"]).args(packages))?;
     let series: Vec<&str> = options.kernels.iter().map(String::as_str).collect();
     let series = if series.is_empty() { SERIES.to_vec() } else { series };
-    let guest = Guest { scenarios: options.scenarios.as_deref(), limit: Duration::from_secs(options.limit) };
+    let limit = Duration::from_secs(options.limit);
+    let guest = Guest { scenarios: options.scenarios.as_deref(), sockets: true, limit };
     let counts = boot(&series, &machines(&series)?, guest)?;
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -79,7 +80,11 @@ pub(crate) fn stage() -> Result<Counts> {
             return Ok(Counts { skipped: SERIES.len(), ..Counts::default() });
         }
     };
-    boot(&SERIES, &machines, Guest { scenarios: Some(STAGE_SCENARIOS), limit: Duration::from_secs(600) })
+    boot(
+        &SERIES,
+        &machines,
+        Guest { scenarios: Some(STAGE_SCENARIOS), sockets: false, limit: Duration::from_secs(600) },
+    )
 }
 
 fn machines(series: &[&str]) -> Result<Machines> {
