@@ -37,7 +37,9 @@ const TESTS: &[Test] = &[
     ("nothing_is_deleted_before_all_has_been_listed", "1", || restart_without_server().boxed()),
     ("a_restart_with_the_same_objects_changes_no_map", "1", || restart().boxed()),
     ("sigterm_leaves_the_dataplane_working", "14", || sigterm().boxed()),
-    ("a_malformed_object_stops_nobody", "Choices", || malformed().boxed()),
+    ("service_ranges_follow_the_api", "12", || service_ranges().boxed()),
+    ("host_ports_follow_the_api", "20", || host_ports().boxed()),
+    ("a_malformed_object_stops_nobody", "bad-input", || malformed().boxed()),
     ("lists_a_whole_cluster", "1", || whole_cluster().boxed()),
 ];
 
@@ -285,6 +287,51 @@ async fn sigterm() -> Result<()> {
     ensure!(status.success(), "SIGTERM ended the agent with {status}");
     session.send().await?.answered().context("the open flow")?;
     control.served_by(&["web-1", "web-2"], None).await
+}
+
+async fn service_ranges() -> Result<()> {
+    let control = Control::new(Config::default()).await?;
+    let mut agent = control.agent_with(&[])?;
+    agent.wait_ready().await?;
+    let range = |cidr: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+               "spec": {"cidrs": [cidr]}})
+    };
+    let known = |cidr: &'static str| control.until_map("SWITCHES", move |text| text.contains(cidr));
+    control.server.apply_object(range("10.96.0.0/16"))?;
+    known("10.96.0.0").await?;
+    let nobodys = std::net::SocketAddr::from(([10, 96, 9, 9], 80));
+    let result = control.ask("near", nobodys).await?;
+    ensure!(result.outcome == Outcome::Unreachable, "{nobodys}: {:?}", result.outcome);
+    control.served_by(&["web-1", "web-2"], None).await?;
+    control.server.apply_object(range("10.112.0.0/16"))?;
+    known("10.112.0.0").await?;
+    control.server.delete("ServiceCIDR", "", "kubernetes")?;
+    control.until_map("SWITCHES", |text| !text.contains("10.112.0.0")).await?;
+    control.served_by(&["web-1", "web-2"], None).await
+}
+
+async fn host_ports() -> Result<()> {
+    let (control, _agent) = Control::start(Config::default()).await?;
+    let to = std::net::SocketAddr::from((control.node.ipv4(), 8088));
+    let pod = |phase: &str| -> Result<serde_json::Value> {
+        let address = control.stage.peer("web-1")?.host.ipv4();
+        let ports = json!([{"containerPort": 8080, "hostPort": 8088}]);
+        Ok(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "hosted", "namespace": "default"},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "c", "ports": ports}]},
+            "status": {"phase": phase, "podIPs": [{"ip": address}]},
+        }))
+    };
+    let proto = crate::call::Proto::Tcp;
+    let limit = Duration::from_secs(2);
+    for _ in 0..2 {
+        control.server.apply_object(pod("Running")?)?;
+        control.stage.ask_until("client", proto, to, limit, |result| result.pod() == Some("web-1")).await?;
+        control.server.apply_object(pod("Failed")?)?;
+        control.stage.ask_until("client", proto, to, limit, |result| result.outcome == Outcome::Refused).await?;
+    }
+    Ok(())
 }
 
 async fn malformed() -> Result<()> {

@@ -14,6 +14,7 @@ mod floods;
 pub(super) mod flows;
 mod fragments;
 mod icmp_errors;
+mod objects;
 mod own;
 pub(super) mod paths;
 mod plaza;
@@ -61,6 +62,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         .chain(setup::TESTS)
         .chain(fragments::OWN_TESTS)
         .chain(icmp_errors::OWN_TESTS)
+        .chain(objects::TESTS)
         .chain(own::OWN_TESTS)
         .chain(churn::TESTS)
         .chain(floods::OWN_TESTS)

@@ -82,6 +82,29 @@ impl Control {
         self.node.start_agent(&["--kubeconfig", &kubeconfig, "--service-cluster-ip-range", SERVICE_RANGES])
     }
 
+    /// Without the flags that the other tests give.
+    pub(super) fn agent_with(&self, args: &[&str]) -> Result<Agent> {
+        let kubeconfig = self.kubeconfig.display().to_string();
+        let mut all = vec!["--kubeconfig", &kubeconfig];
+        all.extend(args);
+        self.node.start_agent(&all)
+    }
+
+    /// Waits until a map, as `weir maps dump` prints it, is as wanted.
+    pub(super) async fn until_map(&self, map: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let started = tokio::time::Instant::now();
+        loop {
+            let mut command = self.node.command(crate::world::weir_binary()?)?;
+            let output = command.args(["maps", "dump", map]).arg("--pin-root").arg(self.node.pin_dir()).output()?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            if wanted(&text) {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < SOON, "{map}: {text}{}", String::from_utf8_lossy(&output.stderr));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The double shows the cluster as it is now. What has not changed makes no event.
     pub(super) fn sync(&mut self) -> Result<()> {
         let mut now = BTreeSet::new();
