@@ -17,7 +17,7 @@ use nix::{
 use super::node::Node;
 
 /// The kernels of other machines are emulated.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
+const READY_DEADLINE: Duration = Duration::from_secs(400);
 const END_DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 /// Lines of the log that a failure shows.
