@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     loader::{Capacities, ConnectHooks, Placement},
-    node::{NodePortAddresses, RoleRules},
+    node::{NodePortAddresses, RoleRules, ports::PortRange},
     sockets::SocketsConfig,
     sources::{kubernetes::KubernetesConfig, manifests::ManifestConfig},
 };
@@ -30,6 +30,7 @@ pub struct AgentConfig {
     /// On the node's own addresses.
     pub protected_ports: Vec<RangeInclusive<u16>>,
     pub masquerade_all: bool,
+    pub snat_ports: PortRange,
     pub connect_hooks: ConnectHooks,
     /// None: the root of the cgroup2 hierarchy.
     pub cgroup_root: Option<PathBuf>,

@@ -26,7 +26,7 @@ use crate::{
     loader::{self, Attacher, Pins, WriterLock},
     metrics::Metrics,
     model::Event,
-    node::{self, NetChange, NodeView, rp_filter, watch},
+    node::{self, NetChange, NodeView, ports, rp_filter, watch},
     object,
     reconcile::{self, Reconciler},
     sources::{kubernetes, manifests},
@@ -108,6 +108,7 @@ fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, Stat
     if rp_filter::is_strict() {
         kernel_config.flags |= CONFIG_STRICT_SOURCES;
     }
+    (kernel_config.snat_first, kernel_config.snat_last) = (config.snat_ports.first, config.snat_ports.last);
     let cgroup = match &config.cgroup_root {
         Some(path) => path.clone(),
         None => node::cgroup2_root()?,
@@ -115,6 +116,9 @@ fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, Stat
     let pins = Pins::new(&config.pin_root);
     let loaded = loader::load(object, &pins, &kernel_config, &config.capacities)?;
     tracing::info!(node = config.node_name, pins = %pins.dir().display(), "kernel programs loaded");
+    if let Err(error) = ports::reserve(pins.dir(), config.snat_ports) {
+        tracing::warn!(%error, ports = %config.snat_ports, "not reserved: a socket of the node may take one of our source ports");
+    }
     let maps = KernelMaps::from_pins(pins.dir())?;
     let options = reconcile::Options { protected_node_ports: config.protected_ports.clone() };
     let reconciler = Reconciler::new(maps, options, Instant::now())?;

@@ -11,7 +11,7 @@ use super::PinRoot;
 use crate::{
     agent::{self, AgentConfig, Source},
     loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
-    node::{NodePortAddresses, Patterns, RoleRules},
+    node::{NodePortAddresses, Patterns, RoleRules, ports::PortRange},
     sockets::SocketsConfig,
     sources::{
         kubernetes::{KubernetesConfig, Wanted},
@@ -73,6 +73,10 @@ pub struct AgentArgs {
     /// Translate the source of all Service traffic, also that of pods of this node
     #[arg(long)]
     masquerade_all: bool,
+    /// Source ports towards endpoints on other nodes, Weir's alone: reserved in net.ipv4.ip_local_reserved_ports where the kernel
+    /// would use them
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
+    snat_ports: PortRange,
 
     /// Whose sockets are translated when they connect
     #[arg(long, value_enum, default_value_t)]
@@ -171,6 +175,7 @@ impl AgentArgs {
             external_ranges: self.external_address_ranges,
             protected_ports: self.protected_node_ports,
             masquerade_all: self.masquerade_all,
+            snat_ports: self.snat_ports,
             connect_hooks: self.connect_hooks,
             cgroup_root: self.cgroup_root,
             pin_root: self.pins.pin_root,

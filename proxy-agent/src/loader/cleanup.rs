@@ -8,6 +8,7 @@ use super::{
     clsact, pin_error,
     pins::Pins,
 };
+use crate::node;
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub fn cleanup(pin_root: &Path) -> Result<Removed, LoaderError> {
         for result in remove_attachments(&pins)? {
             removed.attachments += usize::from(note(result));
         }
+        note(node::ports::give_back(pins.dir()).map_err(pin_error("give back the ports remembered in", pins.dir())));
         for path in files(pins.dir())? {
             removed.maps += usize::from(note(fs::remove_file(&path).map_err(pin_error("unpin", path))));
         }

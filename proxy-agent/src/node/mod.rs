@@ -8,6 +8,7 @@ mod cookie;
 mod mounts;
 mod net;
 mod patterns;
+pub mod ports;
 mod roles;
 mod routes;
 pub mod rp_filter;

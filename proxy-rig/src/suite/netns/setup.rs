@@ -22,6 +22,7 @@ pub(super) const TESTS: &[OwnTest] = &[
     ("bulk_of_the_nodes_own_packets_with_offloads_off", "13, paths", || bulk("off", HOOKS_OFF).boxed()),
     ("bulk_of_the_nodes_own_packets_with_offloads_on", "13, paths", || bulk("on", HOOKS_OFF).boxed()),
     ("cleanup_leaves_nothing", "Choices", || cleanup().boxed()),
+    ("source_ports_are_reserved_and_given_back", "Choices", || source_ports().boxed()),
     ("the_world_goes_with_its_owner", "Choices", || world_goes().boxed()),
 ];
 
@@ -119,6 +120,27 @@ async fn cleanup() -> Result<()> {
     let straight = stage.peer("web-2")?.host.ipv4();
     let result = stage.actor("near")?.http(straight, 8080).await?;
     ensure!(result.pod() == Some("web-2"), "straight traffic: {:?}", result.outcome);
+    Ok(())
+}
+
+async fn source_ports() -> Result<()> {
+    let mut stage = small::start(&["--snat-ports", "40000-40099"]).await?;
+    let node = stage.node("node-1")?;
+    let reserved = || node.run_program("cat", &["/proc/sys/net/ipv4/ip_local_reserved_ports"]);
+    ensure!(reserved()?.trim() == "40000-40099", "reserved: {:?}", reserved()?);
+    // Half of the calls go to the other node, from a port of the range.
+    for _ in 0..16 {
+        let result = stage.ask("client", Proto::Tcp, small::NODE_1, Options::default()).await?;
+        let reply = result.answered()?;
+        let kept = reply.client.ip() == stage.address("client", reply.client.ip())?;
+        ensure!(kept || (40000..=40099).contains(&reply.client.port()), "{reply:?}");
+    }
+    let mut agents = stage.take_agents();
+    agents.get_mut("node-1").context("no agent")?.terminate().await?;
+    ensure!(reserved()?.trim() == "40000-40099", "the programs go on, the ports must stay theirs: {:?}", reserved()?);
+    let output = node.weir("cleanup", &["--force"])?;
+    ensure!(output.status.success(), "weir cleanup: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(reserved()?.trim().is_empty(), "after cleanup: {:?}", reserved()?);
     Ok(())
 }
 
