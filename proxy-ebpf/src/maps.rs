@@ -85,6 +85,10 @@ pub(crate) static VERDICT: PerCpuArray<VerdictRecord, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static ICMP_BUDGET: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
 
+/// Nanoseconds since boot, for programs whose clock stands still (tests: `Config::fixed_now_ns`).
+#[btf_map]
+pub(crate) static CLOCK: Array<u64, 1> = Array::new();
+
 // What a program works on; each direction of tc has its own, and a program of one direction is never interrupted by another
 // run of it on the same CPU.
 #[repr(C)]

@@ -1,7 +1,7 @@
 //! [`Tables`] over the BPF maps.
 
 use crate::config::config;
-use crate::maps::{AFFINITY, FamilyMaps, IFACES, RINGS, SETS, SWITCHES};
+use crate::maps::{AFFINITY, CLOCK, FamilyMaps, IFACES, RINGS, SETS, SWITCHES};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{LruHashMap, lpm_trie::Key};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_loop};
@@ -53,9 +53,12 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
 
     #[inline(always)]
     fn now_s(&self) -> u32 {
-        let fixed_ns = config().fixed_now_ns;
-        // SAFETY: the helper takes no arguments.
-        let now_ns = if fixed_ns != 0 { fixed_ns } else { unsafe { bpf_ktime_get_coarse_ns() } };
+        let now_ns = if config().fixed_now_ns != 0 {
+            CLOCK.get(0).copied().unwrap_or(0)
+        } else {
+            // SAFETY: the helper takes no arguments.
+            unsafe { bpf_ktime_get_coarse_ns() }
+        };
         (now_ns / NANOS_PER_S) as u32
     }
 

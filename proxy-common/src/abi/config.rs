@@ -20,7 +20,8 @@ pub const CONFIG_STRICT_SOURCES: u32 = 64;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// If not 0, the clock stands still at this many nanoseconds since boot (tests).
+    /// If not 0, the clock stands still at this many nanoseconds since boot (tests). The kernel programs take the moment from CLOCK,
+    /// so that it can change while they are loaded.
     pub fixed_now_ns: u64,
     /// Cookie of the node's own network namespace (SO_NETNS_COOKIE).
     pub host_netns_cookie: u64,

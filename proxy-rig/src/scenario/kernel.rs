@@ -1,16 +1,11 @@
 //! The executor over the loaded kernel programs: the same reconciler writes into real maps, and packets go through tc_ingress
 //! and tc_egress by BPF_PROG_TEST_RUN. Nothing is attached.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::UdpSocket,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, net::UdpSocket, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Pod,
     maps::{HashMap, Map, MapData, PerCpuArray},
     programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
@@ -18,7 +13,6 @@ use proxy_agent::{
     dataplane::{Actual, KernelMaps, frontends_in_use},
     loader::Capacities,
     model::Event,
-    object,
 };
 use proxy_common::{
     abi::{Action, Config, Flow, FlowKey, FragEntry, FragKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
@@ -33,6 +27,7 @@ use super::{
     hop::{Hook, Hop, Place},
     model::backend_in_words,
     node::SimulatedNode,
+    programs::Programs,
     run::Machine,
     sandbox::change_address,
     tables::{Flows, FlowsOf},
@@ -60,9 +55,8 @@ const CAME_IN_BY: u32 = 1;
 pub struct KernelMachine {
     pub(super) node: SimulatedNode,
     pub(super) control: Control<KernelMaps>,
-    pub(super) ebpf: Ebpf,
-    config: Config,
-    capacities: Capacities,
+    pub(super) ebpf: Programs,
+    now_ns: u64,
     /// Connected sockets of the node, open as long as the machine lives.
     _sockets: Vec<UdpSocket>,
 }
@@ -90,8 +84,7 @@ impl KernelMachine {
     }
 
     fn with(node: SimulatedNode, config: Config, capacities: Capacities) -> Result<Self> {
-        fs::create_dir_all(PIN_DIR).context(PIN_DIR)?;
-        let ebpf = load(&config, &capacities)?;
+        let ebpf = Programs::lend(&config, &capacities, Path::new(PIN_DIR))?;
         let control = Control::new(&node, KernelMaps::from_pins(Path::new(PIN_DIR))?)?;
         let mut sockets = Vec::new();
         for socket in &node.spec().udp_sockets {
@@ -99,7 +92,9 @@ impl KernelMachine {
             open.connect(socket.remote).with_context(|| format!("UDP socket to {}", socket.remote))?;
             sockets.push(open);
         }
-        Ok(Self { node, control, ebpf, config, capacities, _sockets: sockets })
+        let mut machine = Self { node, control, ebpf, now_ns: config.fixed_now_ns, _sockets: sockets };
+        machine.refill_error_budget()?;
+        Ok(machine)
     }
 
     /// One run of a hook: what it returned, and the packet afterwards.
@@ -217,24 +212,6 @@ pub(crate) fn skb_context(place: &Place, ifindex: u32) -> [u8; SKB_LEN] {
     context
 }
 
-/// Loads the two packet programs; the maps are those that are pinned, or new ones that are pinned then.
-fn load(config: &Config, capacities: &Capacities) -> Result<Ebpf> {
-    let mut loader = EbpfLoader::new();
-    loader.override_global("CONFIG", config, true);
-    for name in names::PINNED {
-        loader.map_pin_path(name, PathBuf::from(PIN_DIR).join(name));
-        if let Some(entries) = capacities.of(name) {
-            loader.map_max_entries(name, entries);
-        }
-    }
-    let mut ebpf = loader.load(object::embedded()?).context("loading the maps")?;
-    for name in ["tc_ingress", "tc_egress"] {
-        let program: &mut SchedClassifier = ebpf.program_mut(name).with_context(|| name)?.try_into()?;
-        program.load().with_context(|| format!("loading {name}"))?;
-    }
-    Ok(ebpf)
-}
-
 /// BPF_PROG_TEST_RUN wants the link header and, behind an IP EtherType, the whole network header (seen on Linux 6.18).
 pub(super) fn shortest(frame: &[u8]) -> usize {
     match ether_type(frame) {
@@ -277,11 +254,10 @@ impl Machine for KernelMachine {
         self.control.complaints()
     }
 
-    /// The clock is a constant of the loaded programs, so they are loaded anew; the maps stay.
     fn advance(&mut self, seconds: u64) -> Result<()> {
-        self.config.fixed_now_ns += seconds * 1_000_000_000;
-        self.ebpf = load(&self.config, &self.capacities)?;
-        let now_s = (self.config.fixed_now_ns / 1_000_000_000) as u32;
+        self.now_ns += seconds * 1_000_000_000;
+        self.ebpf.set_clock(self.now_ns)?;
+        let now_s = (self.now_ns / 1_000_000_000) as u32;
         let in_use = frontends_in_use(Path::new(PIN_DIR), &self.control.retired(), now_s)?;
         self.control.advance(seconds, &in_use)
     }

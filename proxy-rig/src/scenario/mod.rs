@@ -16,6 +16,7 @@ mod model;
 mod node;
 mod notation;
 mod objects;
+mod programs;
 mod raw;
 mod rewrite;
 mod run;
