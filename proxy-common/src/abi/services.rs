@@ -57,7 +57,8 @@ pub struct Service {
     pub zero: u8,
 }
 
-/// `namespace/name:port`, UTF-8, zero padded: the longest are 63, 63 and 15 bytes (RFC 1123 labels, RFC 6335 names).
+/// `namespace/name:port`, UTF-8, zero padded. All three are labels of up to 63 bytes (RFC 1123); a longer text is shortened, with a
+/// digest at its end.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortName {
