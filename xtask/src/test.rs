@@ -54,7 +54,7 @@ enum Stage {
     Netns,
     /// The agent against the API server double (root)
     Agent,
-    /// Load, attach and a few scenarios on other kernels, in qemu (`cargo xtask vmtest` runs all scenarios)
+    /// Load, attach and all scenarios on other kernels, in qemu (`cargo xtask vmtest` also runs real agents and sockets there)
     Kernels,
 }
 

@@ -37,13 +37,18 @@ const GROUPS: u64 = 64;
 const MEMBERS: u64 = 4;
 
 pub(super) fn tests() -> Vec<Trial> {
-    vec![
+    let tests = vec![
         root_trial("a_million_switches_of_endpoint_sets", || with_machine(Capacities::default(), million)),
         root_trial("switches_of_the_reconciler_and_reuse_of_ranges", || {
             // So few that ranges are used again and again, and so many that each can rest.
             with_machine(Capacities { rings: 16_384, ..Capacities::default() }, reconciled)
         }),
-    ]
+    ];
+    let single = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2);
+    if !single {
+        return tests;
+    }
+    tests.into_iter().map(|test| test.with_kind("needs two CPUs").with_ignored_flag(true)).collect()
 }
 
 /// How many sets of each Service were announced, and how many stand.
