@@ -316,3 +316,7 @@ pub(super) fn until(deadline: Option<Instant>, now: Instant) -> Option<Duration>
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "random_tests/mod.rs"]
+mod random;

@@ -270,6 +270,12 @@ impl<D: Dataplane> Reconciler<D> {
         Status { failures: self.pending.failures(), conflicts: &self.conflicts, warnings: &self.warnings }
     }
 
+    /// What each Service was last said to need.
+    #[cfg(test)]
+    pub(crate) fn desired(&self) -> BTreeMap<&ServiceName, &ServiceDesired> {
+        self.services.iter().filter_map(|(name, state)| Some((name, state.desired.as_deref()?))).collect()
+    }
+
     /// What is known to stand in the maps.
     pub fn mirror(&self) -> &Mirror {
         &self.mirror

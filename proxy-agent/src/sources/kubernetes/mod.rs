@@ -4,6 +4,8 @@
 //! Objects are reduced when they arrive and not kept here, only their names.
 
 mod client;
+#[cfg(test)]
+pub(crate) mod heard;
 mod listing;
 mod tolerant;
 mod watched;
