@@ -176,6 +176,15 @@ impl<D: Dataplane> Run<D> {
         panic!("never settled: {:?}", self.state().reconciler.status().failures);
     }
 
+    fn check_nothing_left(&mut self) {
+        let now = self.now;
+        let reconciler = &mut self.state().reconciler;
+        let names: Vec<ServiceName> = reconciler.desired().into_keys().cloned().collect();
+        for name in names {
+            assert_eq!(reconciler.plan(&name, now), vec![], "{name}: something is left to write");
+        }
+    }
+
     /// What lies in RINGS outside of the ranges in use is not read from the kernel.
     fn check_mirror(&self, found: &Actual, dump: &[String]) {
         let remembered = self.state.as_ref().expect("an agent runs").reconciler.mirror().actual();
@@ -185,18 +194,13 @@ impl<D: Dataplane> Run<D> {
         }
     }
 
-    fn outcome(&mut self) -> Outcome {
+    fn outcome(&self) -> Outcome {
         let reconciler = &self.state.as_ref().expect("an agent runs").reconciler;
         assert!(reconciler.status().failures.is_empty());
         let found = reconciler.dataplane().read_all().expect("the maps are readable");
         let dump = Dump::of(&found).lines;
         self.check_mirror(&found, &dump);
-        let reconciler = &mut self.state.as_mut().expect("an agent runs").reconciler;
-        let desired: BTreeMap<_, _> =
-            reconciler.desired().into_iter().map(|(name, it)| (name.clone(), it.clone())).collect();
-        for name in desired.keys() {
-            assert_eq!(reconciler.plan(name, self.now), vec![], "{name}: nothing is left to write");
-        }
+        let desired = reconciler.desired().into_iter().map(|(name, it)| (name.clone(), it.clone())).collect();
         Outcome { desired, conflicts: reconciler.status().conflicts.clone(), dump }
     }
 }
@@ -210,6 +214,7 @@ fn in_turn<D: Dataplane>(maps: D, steps: &[Step]) -> (Outcome, World) {
         run.step(step, &world);
     }
     run.settle();
+    run.check_nothing_left();
     (run.outcome(), world)
 }
 

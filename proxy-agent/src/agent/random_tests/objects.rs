@@ -18,10 +18,10 @@ pub(super) struct Object {
 }
 
 pub(super) const NODES: [&str; 2] = ["node-a", "node-b"];
-const NAMES: [(&str, &str); 4] = [("default", "a"), ("default", "b"), ("default", "c"), ("other", "a")];
-const PODS: [(&str, &str); 3] = [("default", "p"), ("default", "q"), ("other", "p")];
-const SLICES: [(&str, &str); 5] =
-    [("default", "s"), ("default", "t"), ("default", "u"), ("default", "v"), ("other", "s")];
+const NAMES: [(&str, &str); 5] =
+    [("default", "a"), ("default", "a"), ("default", "b"), ("default", "b"), ("other", "a")];
+const PODS: [(&str, &str); 2] = [("default", "p"), ("other", "p")];
+const SLICES: [(&str, &str); 4] = [("default", "s"), ("default", "s"), ("default", "t"), ("other", "s")];
 const CIDRS: [&str; 2] = ["kubernetes", "more"];
 /// Own addresses of the node, endpoints, ClusterIPs and addresses of nobody meet in all roles.
 const V4: [&str; 9] = [
@@ -42,7 +42,7 @@ const BAD: [&str; 9] =
 const PORTS: [i32; 4] = [80, 443, 8080, 53];
 const BAD_PORTS: [i32; 3] = [0, -1, 70_000];
 const NODE_PORTS: [i32; 3] = [30_001, 30_002, 80];
-const PORT_NAMES: [&str; 3] = ["http", "dns", ""];
+const PORT_NAMES: [&str; 5] = ["http", "http", "http", "dns", ""];
 const ZONES: [&str; 2] = ["z1", "z2"];
 const RANGES: [&str; 7] =
     ["10.0.0.0/8", "192.0.2.0/24", "203.0.113.7/32", "0.0.0.0/0", "2001:db8::/32", "10.0.0.0/40", "none"];
@@ -65,23 +65,24 @@ fn ip(random: &mut StdRng) -> &'static str {
 }
 
 fn port(random: &mut StdRng) -> i32 {
-    if once_in(random, 20) { one(random, &BAD_PORTS) } else { one(random, &PORTS) }
+    if once_in(random, 40) { one(random, &BAD_PORTS) } else { one(random, &PORTS) }
 }
 
 fn protocol(random: &mut StdRng) -> &'static str {
-    one(random, &["TCP", "TCP", "TCP", "TCP", "TCP", "UDP", "UDP", "SCTP", "tcp"])
+    if once_in(random, 5) { one(random, &["UDP", "UDP", "UDP", "SCTP", "tcp"]) } else { "TCP" }
 }
 
+/// Sometimes none.
 fn some<T>(random: &mut StdRng, at_most: usize, mut make: impl FnMut(&mut StdRng) -> T) -> Vec<T> {
-    let count = random.random_range(0..=at_most);
+    let count = if once_in(random, 8) { 0 } else { random.random_range(1..=at_most) };
     (0..count).map(|_| make(random)).collect()
 }
 
 impl Object {
     pub(super) fn random(random: &mut StdRng) -> Self {
         let (kind, (namespace, name), mut text) = match random.random_range(0..20) {
-            0..8 => ("Service", one(random, &NAMES), service(random)),
-            8..15 => ("EndpointSlice", one(random, &SLICES), slice(random)),
+            0..7 => ("Service", one(random, &NAMES), service(random)),
+            7..15 => ("EndpointSlice", one(random, &SLICES), slice(random)),
             15..18 => ("Pod", one(random, &PODS), pod(random)),
             18 => ("Node", ("", one(random, &NODES)), node(random)),
             _ => ("ServiceCIDR", ("", one(random, &CIDRS)), service_cidr(random)),
@@ -138,7 +139,7 @@ fn service(random: &mut StdRng) -> Value {
     }
     let number = random.random_range(1..4);
     let mut ips = vec![format!("10.96.0.{number}"), format!("fd00:96::{number}")];
-    match random.random_range(0..12) {
+    match random.random_range(0..16) {
         0 => ips = vec!["None".to_owned()],
         1 => ips = vec![ip(random).to_owned()],
         2 => ips = Vec::new(),
@@ -147,9 +148,9 @@ fn service(random: &mut StdRng) -> Value {
         9 => drop(ips.remove(0)),
         _ => {}
     }
-    let kinds = ["ClusterIP", "ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "LoadBalancer", "ExternalName"];
+    let kind = one(random, &["ClusterIP", "NodePort", "LoadBalancer"]);
     let mut spec = json!({
-        "type": one(random, &kinds),
+        "type": if once_in(random, 12) { "ExternalName" } else { kind },
         "clusterIPs": ips,
         "ports": some(random, 3, service_port),
     });
@@ -200,7 +201,7 @@ fn service_port(random: &mut StdRng) -> Value {
 fn slice(random: &mut StdRng) -> Value {
     let mut labels = Map::new();
     if !once_in(random, 20) {
-        labels.insert("kubernetes.io/service-name".into(), json!(one(random, &["a", "a", "b", "c"])));
+        labels.insert("kubernetes.io/service-name".into(), json!(one(random, &["a", "b"])));
     }
     if once_in(random, 16) {
         labels.insert("service.kubernetes.io/headless".into(), json!(""));
