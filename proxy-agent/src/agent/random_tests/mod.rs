@@ -46,8 +46,8 @@ const CAPACITY: Capacity = Capacity {
 const FAILING: f64 = 0.1;
 /// A Service has tens of writes, so an attempt may well fail; not this often.
 const MOST_RETRIES: usize = 10_000;
-/// Sequences over the fake maps: eight tests, which a runner spreads over its CPUs.
-const PER_TEST: u64 = 12_500;
+/// Sequences over the fake maps: sixteen tests, which a runner spreads over its CPUs.
+const PER_TEST: u64 = 6_250;
 /// Sequences over real maps.
 const IN_KERNEL: u64 = 400;
 
@@ -318,14 +318,22 @@ macro_rules! parts {
 }
 
 parts!(
-    step_by_step_is_at_once_1: 0,
-    step_by_step_is_at_once_2: 1,
-    step_by_step_is_at_once_3: 2,
-    step_by_step_is_at_once_4: 3,
-    step_by_step_is_at_once_5: 4,
-    step_by_step_is_at_once_6: 5,
-    step_by_step_is_at_once_7: 6,
-    step_by_step_is_at_once_8: 7
+    step_by_step_is_at_once_01: 0,
+    step_by_step_is_at_once_02: 1,
+    step_by_step_is_at_once_03: 2,
+    step_by_step_is_at_once_04: 3,
+    step_by_step_is_at_once_05: 4,
+    step_by_step_is_at_once_06: 5,
+    step_by_step_is_at_once_07: 6,
+    step_by_step_is_at_once_08: 7,
+    step_by_step_is_at_once_09: 8,
+    step_by_step_is_at_once_10: 9,
+    step_by_step_is_at_once_11: 10,
+    step_by_step_is_at_once_12: 11,
+    step_by_step_is_at_once_13: 12,
+    step_by_step_is_at_once_14: 13,
+    step_by_step_is_at_once_15: 14,
+    step_by_step_is_at_once_16: 15
 );
 
 #[test]
