@@ -28,6 +28,8 @@ pub fn next_state(state: FlowState, tcp: u8, side: Side) -> FlowState {
     }
     if tcp & TCP_FIN != 0 {
         return match (state, side) {
+            // Nobody answered yet: no connection to end.
+            (None | New, Side::Client) => New,
             (FinFromBackend, Side::Client) | (FinFromClient, Side::Backend) => Closed,
             (_, Side::Client) => FinFromClient,
             (_, Side::Backend) => FinFromBackend,
@@ -82,8 +84,10 @@ pub(super) fn lookup_conntrack<F: Family, T: Tables<F>>(
                 if !matches!(flow.state, FlowState::Closed) && flow.last_seen_s != now_s {
                     flow.last_seen_s = now_s;
                 }
-                let confirms = flow.flags & FLOW_UNCONFIRMED != 0 && is_answered(flow.state);
-                let due = confirms || now_s.wrapping_sub(flow.healed_s) >= HEAL_INTERVAL_S;
+                let confirms = flow.flags & FLOW_UNCONFIRMED != 0 && is_answered(flow.state) && !packet.is_syn();
+                // The way back of a hairpin flow tells its SNAT entry nothing of the client's segments.
+                let turns = flow.flags & FLOW_HAIRPIN != 0 && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0;
+                let due = confirms || turns || now_s.wrapping_sub(flow.healed_s) >= HEAL_INTERVAL_S;
                 if due {
                     flow.healed_s = now_s;
                 }
@@ -149,7 +153,7 @@ pub(super) fn heal<F: Family, T: Tables<F>>(
     flow: &mut Flow<F>,
     packet: &Packet<F>,
 ) -> bool {
-    let answered = is_answered(flow.state);
+    let answered = is_answered(flow.state) && !packet.is_syn();
     if answered && flow.flags & FLOW_UNCONFIRMED != 0 {
         flow.flags &= !FLOW_UNCONFIRMED;
         tables.settle_flow(key, flow);
@@ -180,7 +184,7 @@ pub(super) fn heal<F: Family, T: Tables<F>>(
     }
     if flow.flags & FLOW_HAIRPIN != 0 {
         let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, key.protocol);
-        let owner = SnatOwner { client: key.src, client_port: port, flags: FLOW_HAIRPIN };
+        let owner = SnatOwner { client: key.src, client_port: port, flags: FLOW_HAIRPIN, confirmed: answered };
         return keep_snat(tables, &snat, &owner, packet.tcp_flags, flow.last_seen_s) != Kept::Lost;
     }
     if flow.flags & FLOW_SNAT != 0 {

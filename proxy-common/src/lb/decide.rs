@@ -202,7 +202,7 @@ fn source<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut W
     let Some(node) = node_address::<F, T>(tables, env.ifindex) else {
         return Verdict::new(Action::Drop, Reason::NoNodeAddress, flow.backend_id);
     };
-    let heal = flow.source_port != 0 || !matches!(flow.state, FlowState::New);
+    let heal = (flow.source_port != 0 || !matches!(flow.state, FlowState::New)) && !packet.is_syn();
     let flags = flow.flags & FLOW_OWN;
     let request = SnatRequest { client_port: packet.tuple.src_port, node, flags, heal };
     let port = plan_snat(tables, packet, flow, request, search);
@@ -237,8 +237,12 @@ fn still_ours<F: TranslatedFamily, T: Tables<F>>(
         tables.flow(key, |there| there.healed_s = now_s);
     }
     let snat = FlowKey::<F>::new(flow.backend, flow.backend_port, flow.source, flow.source_port, packet.protocol);
-    let owner =
-        SnatOwner { client: packet.tuple.src, client_port: packet.tuple.src_port, flags: flow.flags & FLOW_OWN };
+    let owner = SnatOwner {
+        client: packet.tuple.src,
+        client_port: packet.tuple.src_port,
+        flags: flow.flags & FLOW_OWN,
+        confirmed: !unconfirmed,
+    };
     let kept = keep_snat(tables, &snat, &owner, packet.tcp_flags, now_s);
     if unconfirmed && kept == Kept::Confirmed {
         flow.flags &= !FLOW_UNCONFIRMED;
@@ -254,7 +258,7 @@ fn untranslated<F: TranslatedFamily, T: Tables<F>>(tables: &T, packet: &Packet<F
     let t = &packet.tuple;
     if is_our_port(tables.config(), t.src_port) && tables.address(&t.src) & ADDR_NODE != 0 {
         let snat = FlowKey::<F>::new(t.dst, t.dst_port, t.src, t.src_port, packet.protocol);
-        let owner = SnatOwner { client: t.src, client_port: t.src_port, flags: 0 };
+        let owner = SnatOwner { client: t.src, client_port: t.src_port, flags: 0, confirmed: false };
         let _ = keep_snat(tables, &snat, &owner, packet.tcp_flags, now_s);
     }
     Verdict::pass(Reason::NoTranslation)

@@ -141,7 +141,7 @@ impl<F: Family> Search<F> {
         let entry = SnatEntry {
             client: self.client,
             client_port: self.client_port,
-            state: FlowState::New,
+            state: if self.heal { FlowState::Established } else { FlowState::New },
             flags: self.flags | FLOW_UNCONFIRMED,
             last_seen_s: self.now_s,
             check: self.key.check(),
@@ -179,9 +179,11 @@ fn probe<F: Family, T: Tables<F>>(tables: &T, search: &Search<F>, config: &Confi
             return Slot::Over;
         }
         if there.client == search.client && there.client_port == search.client_port {
-            there.state = FlowState::New;
             there.last_seen_s = search.now_s;
-            there.flags = search.flags | FLOW_UNCONFIRMED;
+            if !search.heal {
+                there.state = FlowState::New;
+                there.flags = search.flags | FLOW_UNCONFIRMED;
+            }
             return Slot::Ours;
         }
         let tcp = search.key.protocol != UDP;
@@ -223,6 +225,8 @@ pub(super) struct SnatOwner<F: Family> {
     pub client: F::Addr,
     pub client_port: u16,
     pub flags: u8,
+    /// The flow is confirmed: an entry that was evicted is made anew as it was.
+    pub confirmed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -257,7 +261,7 @@ pub(super) fn keep_snat<F: Family, T: Tables<F>>(
         note(entry, tcp_flags, Side::Client, now_s);
         match entry.flags & FLOW_UNCONFIRMED {
             0 => Found::Confirmed,
-            _ if is_answered(entry.state) => Found::Answered(entry.state),
+            _ if is_answered(entry.state) && !opens => Found::Answered(entry.state),
             _ => Found::Unconfirmed,
         }
     });
@@ -267,6 +271,7 @@ pub(super) fn keep_snat<F: Family, T: Tables<F>>(
         Some(Found::Confirmed) => return Kept::Confirmed,
         Some(Found::Unconfirmed) => return Kept::Unconfirmed,
         Some(Found::Answered(state)) => (state, 0),
+        None if owner.confirmed => (next_state(before, tcp_flags, Side::Client), 0),
         None => (next_state(before, tcp_flags, Side::Client), FLOW_UNCONFIRMED),
     };
     let entry = SnatEntry {
