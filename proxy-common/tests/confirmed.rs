@@ -48,7 +48,7 @@ impl Remote {
 
     fn established() -> (Self, Tuple<V4>) {
         let remote = Self::new();
-        let seen = remote.send(remote.call, TCP_SYN).unwrap();
+        let seen = remote.send(remote.call, TCP_SYN).expect("a SYN passes");
         assert_eq!(remote.answer(&seen, TCP_SYN | TCP_ACK), inverse(&remote.call));
         assert_eq!(remote.send(remote.call, TCP_ACK), Ok(seen));
         (remote, seen)
@@ -70,7 +70,7 @@ fn the_clients_answer_confirms() {
 #[test]
 fn a_repeated_syn_is_no_answer() {
     let remote = Remote::new();
-    let seen = remote.send(remote.call, TCP_SYN).unwrap();
+    let seen = remote.send(remote.call, TCP_SYN).expect("a SYN passes");
     remote.answer(&seen, TCP_SYN | TCP_ACK);
     for _ in 0..3 {
         assert_eq!(remote.send(remote.call, TCP_SYN), Ok(seen));
@@ -82,7 +82,7 @@ fn a_repeated_syn_is_no_answer() {
 #[test]
 fn a_fin_before_the_backend_was_heard_is_no_connection() {
     let remote = Remote::new();
-    let seen = remote.send(remote.call, TCP_SYN).unwrap();
+    let seen = remote.send(remote.call, TCP_SYN).expect("a SYN passes");
     assert_eq!(remote.send(remote.call, TCP_FIN | TCP_ACK), Ok(seen));
     assert_eq!(remote.send(remote.call, TCP_ACK), Ok(seen));
     assert_eq!(remote.confirmed(), (0, 0));
