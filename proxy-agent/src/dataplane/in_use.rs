@@ -9,7 +9,7 @@ use aya::{
 };
 use proxy_common::{
     abi::{Flow, FlowKey, FlowKind, FlowState, names},
-    net::{TCP, V4, V6},
+    net::{SCTP, TCP, V4, V6},
 };
 
 use super::{DataplaneError, MapFamily};
@@ -53,15 +53,15 @@ where
     Ok(())
 }
 
-/// The frontend's address, if the entry is that of an open TCP connection. Datagrams to a Service that is gone find none.
+/// The frontend's address, if the entry is that of an open TCP connection or SCTP association. Datagrams to a Service that is gone find none.
 pub fn frontend_of<F: MapFamily>(key: &FlowKey<F>, flow: &Flow<F>, now_s: u32) -> Option<IpAddr> {
     let limit = match flow.state {
         FlowState::None | FlowState::Closed => return None,
         FlowState::Established => IDLE_S,
         FlowState::New | FlowState::FinFromClient | FlowState::FinFromBackend => HALF_OPEN_S,
     };
-    let open =
-        key.protocol == TCP && matches!(flow.kind, FlowKind::Forward) && now_s.wrapping_sub(flow.last_seen_s) <= limit;
+    let connection = matches!(key.protocol, TCP | SCTP);
+    let open = connection && matches!(flow.kind, FlowKind::Forward) && now_s.wrapping_sub(flow.last_seen_s) <= limit;
     open.then(|| F::to_ip(flow.frontend))
 }
 
@@ -81,6 +81,7 @@ mod tests {
         };
         let (forward, established) = (FlowKind::Forward, FlowState::Established);
         assert!(found(forward, established, TCP, 86_400));
+        assert!(found(forward, established, SCTP, 1));
         assert!(found(forward, FlowState::New, TCP, 1));
         assert!(!found(forward, FlowState::New, TCP, 4_000));
         assert!(!found(forward, established, TCP, 500_000));
