@@ -1,5 +1,6 @@
 //! What the programs of `bench packet` (proxy-ebpf/src/bench) and the rig share. No program of the product uses it.
 
+use crate::abi::map_types;
 use crate::net::{Family, Ipv4, Ipv6, V4, V6};
 
 /// As much of a frame as is written anew before each run: headers of Ethernet, IPv6 and TCP without options.
@@ -51,13 +52,5 @@ pub struct FloorFlow<F: Family> {
     pub rest: [u32; 11],
 }
 
-macro_rules! map_types {
-    ($($type:ty = $size:literal),* $(,)?) => {$(
-        const _: () = assert!(size_of::<$type>() == $size);
-        #[cfg(feature = "user")]
-        // SAFETY: `repr(C)` of integers without padding (the size is asserted above).
-        unsafe impl aya::Pod for $type {}
-    )*};
-}
 map_types!(Driver = 140, FloorFlow<V4> = 52, FloorFlow<V6> = 64);
 const _: () = assert!(size_of::<Ipv4>() == 4 && size_of::<Ipv6>() == 16);

@@ -45,6 +45,54 @@ fn insert_young<K, V, const SIZE: usize>(
     Ok(())
 }
 
+/// The element of a key, settled or new.
+#[inline(always)]
+fn find<K, V, R, const SIZE: usize, const NEW_SIZE: usize>(
+    settled: &LruHashMap<K, V, SIZE>,
+    new: &LruHashMap<K, V, NEW_SIZE>,
+    key: &K,
+    read: impl FnOnce(&mut V) -> R,
+) -> Option<R> {
+    let element = settled.get_ptr_mut(key).or_else(|| new.get_ptr_mut(key))?;
+    // SAFETY: the element stays mapped while the program runs. Another CPU may write it or reuse it: each field is a plain
+    // word, and readers compare `check`.
+    Some(read(unsafe { &mut *element }))
+}
+
+/// Writes to the key's own element, or makes one among the new ones.
+#[inline(always)]
+fn put<K, V: Copy, const SIZE: usize, const NEW_SIZE: usize>(
+    settled: &LruHashMap<K, V, SIZE>,
+    new: &LruHashMap<K, V, NEW_SIZE>,
+    key: &K,
+    value: &V,
+    insert: Insert,
+) -> Result<(), TableFull> {
+    if insert == Insert::Any && find(settled, new, key, |there| *there = *value).is_some() {
+        return Ok(());
+    }
+    if insert == Insert::New && settled.get_ptr_mut(key).is_some() {
+        return Err(TableFull);
+    }
+    insert_young(new, key, value, insert)
+}
+
+/// Takes a new element over into the settled ones.
+#[inline(always)]
+fn settle<K, V: Copy, const SIZE: usize, const NEW_SIZE: usize>(
+    settled: &LruHashMap<K, V, SIZE>,
+    new: &LruHashMap<K, V, NEW_SIZE>,
+    key: &K,
+    value: &V,
+) {
+    if let Some(there) = settled.get_ptr_mut(key) {
+        // SAFETY: as in `find`.
+        unsafe { *there = *value };
+    } else if insert_young(settled, key, value, Insert::Any).is_ok() {
+        let _ = new.remove(key);
+    }
+}
+
 impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     #[inline(always)]
     fn config(&self) -> &Config {
@@ -125,64 +173,37 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
 
     #[inline(always)]
     fn flow<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut Flow<F>) -> R) -> Option<R> {
-        let flow = F::conntrack().get_ptr_mut(key).or_else(|| F::new_flows().get_ptr_mut(key))?;
-        // SAFETY: the element stays mapped while the program runs. Another CPU may write it or reuse it: each field is a
-        // plain word, and readers compare `check`.
-        Some(read(unsafe { &mut *flow }))
+        find(F::conntrack(), F::new_flows(), key, read)
     }
 
     #[inline(always)]
     fn put_flow(&self, key: &FlowKey<F>, flow: &Flow<F>, insert: Insert) -> Result<(), TableFull> {
-        if insert == Insert::Any && self.flow(key, |there| *there = *flow).is_some() {
-            return Ok(());
-        }
-        if insert == Insert::New && F::conntrack().get_ptr_mut(key).is_some() {
-            return Err(TableFull);
-        }
-        insert_young(F::new_flows(), key, flow, insert)
+        put(F::conntrack(), F::new_flows(), key, flow, insert)
     }
 
     #[inline(always)]
     fn settle_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) {
-        if let Some(there) = F::conntrack().get_ptr_mut(key) {
-            // SAFETY: as in `flow`.
-            unsafe { *there = *flow };
-        } else if insert_young(F::conntrack(), key, flow, Insert::Any).is_ok() {
-            let _ = F::new_flows().remove(key);
-        }
+        settle(F::conntrack(), F::new_flows(), key, flow);
     }
 
     #[inline(always)]
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R> {
-        let entry = F::snat().get_ptr_mut(key).or_else(|| F::new_snat().get_ptr_mut(key))?;
-        // SAFETY: as in `flow`.
-        Some(read(unsafe { &mut *entry }))
+        find(F::snat(), F::new_snat(), key, read)
     }
 
     #[inline(always)]
     fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
-        if insert == Insert::Any && self.snat(key, |there| *there = *entry).is_some() {
-            return Ok(());
-        }
-        if insert == Insert::New && F::snat().get_ptr_mut(key).is_some() {
-            return Err(TableFull);
-        }
-        insert_young(F::new_snat(), key, entry, insert)
+        put(F::snat(), F::new_snat(), key, entry, insert)
     }
 
     #[inline(always)]
     fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) {
-        if let Some(there) = F::snat().get_ptr_mut(key) {
-            // SAFETY: as in `flow`.
-            unsafe { *there = *entry };
-        } else if insert_young(F::snat(), key, entry, Insert::Any).is_ok() {
-            let _ = F::new_snat().remove(key);
-        }
+        settle(F::snat(), F::new_snat(), key, entry);
     }
 
     #[inline(always)]
     fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R> {
-        // SAFETY: as in `flow`; the reader compares `check`.
+        // SAFETY: as in `find`; the reader compares `check`.
         Some(read(unsafe { F::frags().get(key) }?))
     }
 
@@ -194,7 +215,7 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     #[inline(always)]
     fn affinity<R>(&self, key: &AffinityKey, read: impl FnOnce(&mut AffinityValue) -> R) -> Option<R> {
         let value = AFFINITY.get_ptr_mut(key)?;
-        // SAFETY: as in `flow`; the reader checks the backend's service instead of a digest.
+        // SAFETY: as in `find`; the reader checks the backend's service instead of a digest.
         Some(read(unsafe { &mut *value }))
     }
 

@@ -1,10 +1,6 @@
 //! Whether sockets can be ended here: tried at the start of the agent on a socket of its own.
 
-use std::{
-    io,
-    net::{Ipv4Addr, UdpSocket as StdSocket},
-    os::fd::AsRawFd as _,
-};
+use std::net::{Ipv4Addr, UdpSocket as StdSocket};
 
 use proxy_common::abi::SocketEnding;
 
@@ -12,9 +8,7 @@ use super::{
     diag::{Diag, DiagError, UdpSocket},
     namespaces::Namespaces,
 };
-
-/// include/uapi/asm-generic/socket.h.
-const SO_COOKIE: libc::c_int = 57;
+use crate::node::socket_cookie;
 
 /// What is possible, and why no more.
 pub(super) struct Ability {
@@ -55,7 +49,7 @@ pub(super) fn seen(others: usize) -> Ability {
 fn end_own() -> Result<bool, DiagError> {
     let socket = StdSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(DiagError::Open)?;
     let port = socket.local_addr().map_err(DiagError::Open)?.port();
-    let cookie = cookie(&socket).map_err(DiagError::Open)?;
+    let cookie = socket_cookie(&socket).map_err(DiagError::Open)?;
     Diag::open()?.destroy(&UdpSocket::bound(port, cookie))?;
     let ended = socket.take_error().map_err(DiagError::Open)?;
     Ok(ended.is_some_and(|error| error.raw_os_error() == Some(libc::ECONNABORTED)))
@@ -71,20 +65,4 @@ fn cause(error: &DiagError) -> SocketEnding {
         // EOPNOTSUPP: without CONFIG_INET_DIAG_DESTROY. ENOENT: without CONFIG_INET_UDP_DIAG.
         _ => SocketEnding::NotSupported,
     }
-}
-
-fn cookie(socket: &StdSocket) -> io::Result<u64> {
-    let mut cookie = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: `cookie` and `len` live longer than the call, and `len` is the size of `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }

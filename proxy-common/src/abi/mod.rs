@@ -134,6 +134,6 @@ macro_rules! map_types {
         unsafe impl aya::Pod for $type {}
     )*};
 }
-use map_types;
+pub(crate) use map_types;
 
 map_types!(crate::net::Ipv4 = 4, crate::net::Ipv6 = 16);

@@ -120,14 +120,7 @@ fn unique<'a>(objects: impl Iterator<Item = &'a Object>, warnings: &mut Vec<Stri
 }
 
 fn identity(object: &Object) -> Identity {
-    let (kind, metadata) = match object {
-        Object::Service(it) => ("Service", &it.metadata),
-        Object::Slice(it) => ("EndpointSlice", &it.metadata),
-        Object::Endpoints(it) => ("Endpoints", &it.metadata),
-        Object::Node(it) => ("Node", &it.metadata),
-        Object::Pod(it) => ("Pod", &it.metadata),
-        Object::ServiceCidr(it) => ("ServiceCIDR", &it.metadata),
-    };
+    let (kind, metadata) = object.kind_and_metadata();
     // Neither has a namespace, whatever its manifest says.
     let namespace =
         if ["Node", "ServiceCIDR"].contains(&kind) { String::new() } else { text(metadata.namespace.as_ref()) };

@@ -151,16 +151,20 @@ fn named(kind: &str, value: &Value) -> String {
 }
 
 impl Object {
-    /// As [`Place::object`] names it.
-    pub(super) fn title(&self) -> String {
-        let (kind, metadata) = match self {
+    pub(super) fn kind_and_metadata(&self) -> (&'static str, &ObjectMeta) {
+        match self {
             Object::Service(it) => ("Service", &it.metadata),
             Object::Slice(it) => ("EndpointSlice", &it.metadata),
             Object::Endpoints(it) => ("Endpoints", &it.metadata),
             Object::Node(it) => ("Node", &it.metadata),
             Object::Pod(it) => ("Pod", &it.metadata),
             Object::ServiceCidr(it) => ("ServiceCIDR", &it.metadata),
-        };
+        }
+    }
+
+    /// As [`Place::object`] names it.
+    pub(super) fn title(&self) -> String {
+        let (kind, metadata) = self.kind_and_metadata();
         title(kind, metadata.namespace.as_deref(), metadata.name.as_deref())
     }
 }
