@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cli;
 pub mod dataplane;
 pub mod desired;
+pub mod fault;
 pub mod ingest;
 pub mod loader;
 pub mod metrics;

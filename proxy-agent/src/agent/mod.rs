@@ -3,10 +3,12 @@
 
 mod attachment;
 mod config;
+mod lock;
 mod retired;
 mod run;
 mod sockets;
 mod state;
 
 pub use config::{AgentConfig, Source};
+pub use lock::Role;
 pub use run::run;

@@ -1,9 +1,6 @@
 //! The main loop. Sources and the node's netlink watch send into channels; this loop alone owns the state and the maps.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use proxy_common::abi::CONFIG_STRICT_SOURCES;
@@ -17,13 +14,15 @@ use tokio::{
 use super::{
     attachment::Attachment,
     config::{AgentConfig, Source},
+    lock::{self, Role},
     retired::{Look, RetiredWatch},
     sockets::Sockets,
     state::{Settings, State, until},
 };
 use crate::{
     dataplane::KernelMaps,
-    loader::{self, Attacher, Pins, WriterLock},
+    fault::{self, FaultPoint},
+    loader::{self, Attacher, Pins},
     metrics::Metrics,
     model::Event,
     node::{self, NetChange, NodeView, ports, rp_filter, watch},
@@ -32,8 +31,6 @@ use crate::{
     sources::{kubernetes, manifests},
 };
 
-/// How often a standby looks whether the other agent has ended.
-const STANDBY_POLL: Duration = Duration::from_millis(500);
 /// Pause after a source or the netlink watch failed.
 const RESTART_PAUSE: Duration = Duration::from_secs(2);
 /// Events that wait for the main loop; a source that is faster waits.
@@ -43,9 +40,15 @@ const QUEUE: usize = 1024;
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut stop = Stop::new()?;
+    fault::from_environment()?;
     let object = object::embedded()?;
     node::ensure_bpffs(&config.pin_root).context("prepare the pin root")?;
-    let Some(_lock) = lock(&config.pin_root, &mut stop).await? else { return Ok(()) };
+    let role = tokio::sync::watch::Sender::new(Role::default());
+    let _lock = tokio::select! {
+        lock = lock::acquire(&config.pin_root, &role) => lock?,
+        () = stop.wait() => return Ok(()),
+    };
+    fault::reach(FaultPoint::Locked);
     let (attachment, mut state) = load(&config, object)?;
 
     let mut tasks = JoinSet::new();
@@ -84,24 +87,6 @@ impl Stop {
     }
 }
 
-/// `None` if the agent was ended while it waited.
-async fn lock(pin_root: &Path, stop: &mut Stop) -> anyhow::Result<Option<WriterLock>> {
-    let mut told = false;
-    loop {
-        let lock = WriterLock::try_acquire(pin_root).with_context(|| format!("lock {}", pin_root.display()))?;
-        if lock.is_some() {
-            return Ok(lock);
-        }
-        if !std::mem::replace(&mut told, true) {
-            tracing::info!(pins = %pin_root.display(), "another agent is running here; waiting as standby");
-        }
-        tokio::select! {
-            () = sleep(STANDBY_POLL) => {}
-            () = stop.wait() => return Ok(None),
-        }
-    }
-}
-
 fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, State<KernelMaps>)> {
     let cookie = node::netns_cookie().map_err(loader::LoaderError::Cookie)?;
     let mut kernel_config = loader::config_for(&config.node_name, cookie, config.connect_hooks, config.masquerade_all);
@@ -119,9 +104,11 @@ fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, Stat
     if let Err(error) = ports::reserve(pins.dir(), config.snat_ports) {
         tracing::warn!(%error, ports = %config.snat_ports, "not reserved: a socket of the node may take one of our source ports");
     }
+    fault::reach(FaultPoint::PortsReserved);
     let maps = KernelMaps::from_pins(pins.dir())?;
     let options = reconcile::Options { protected_node_ports: config.protected_ports.clone() };
     let reconciler = Reconciler::new(maps, options, Instant::now())?;
+    fault::reach(FaultPoint::MapsRead);
     let view = NodeView::new(config.roles.clone(), config.node_ports.clone());
     let settings =
         Settings { external_ranges: config.external_ranges.clone(), service_cidrs: config.service_cidrs.clone() };

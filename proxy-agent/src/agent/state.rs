@@ -13,6 +13,7 @@ use proxy_common::abi::{ADDR_NODEPORT, BackendState, SocketEnding};
 use crate::{
     dataplane::Dataplane,
     desired::{Facts, ServiceDesired, build_desired, build_host_ports},
+    fault::{self, FaultPoint},
     metrics::Metrics,
     model::{Event, ServiceName, Snapshot, SourceKind, Touched},
     node::{NetChange, NodeView},
@@ -216,7 +217,9 @@ impl<D: Dataplane> State<D> {
         applied += self.sync_services(&services, now);
         let first = self.snapshot.is_synced() && !self.reconciler.is_synced();
         if first {
+            fault::reach(FaultPoint::SourcesSynced);
             let report = self.reconciler.sources_synced(now);
+            fault::reach(FaultPoint::Pruned);
             self.log(&report);
             applied += report.applied;
         }

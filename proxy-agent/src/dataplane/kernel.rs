@@ -14,6 +14,8 @@ use proxy_common::{
     net::{V4, V6},
 };
 
+use crate::fault;
+
 use super::{
     Actual, Capacity, Dataplane, DataplaneError, FamilyOp, FamilyTables, MapFamily, MapOp, SourceRange, sets::SetWords,
 };
@@ -147,7 +149,9 @@ impl KernelMaps {
 
 impl Dataplane for KernelMaps {
     fn apply(&mut self, op: &MapOp) -> Result<(), DataplaneError> {
-        self.write(op).map_err(|source| {
+        let written = self.write(op);
+        fault::reach(op.fault_point());
+        written.map_err(|source| {
             let (map, op) = (op.map(), op.to_string());
             if is_full(&source) {
                 DataplaneError::Full { map, op, capacity: self.capacity_of(map) }

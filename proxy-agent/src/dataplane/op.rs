@@ -12,6 +12,7 @@ use proxy_common::{
 };
 
 use super::{MapFamily, SourceRange};
+use crate::fault::FaultPoint;
 
 /// A write to a map that exists once per family.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,6 +61,21 @@ impl MapOp {
             MapOp::WriteSwitches(_) => names::SWITCHES,
         }
     }
+
+    /// Where a crash after the write is tried.
+    pub(super) fn fault_point(&self) -> FaultPoint {
+        match self {
+            MapOp::V4(op) => op.fault_point(),
+            MapOp::V6(op) => op.fault_point(),
+            MapOp::WriteRing { .. } => FaultPoint::RingWritten,
+            MapOp::WriteSet { .. } => FaultPoint::SetWritten,
+            MapOp::PutPortName(..) => FaultPoint::NameWritten,
+            MapOp::DeletePortName(_) => FaultPoint::NameDeleted,
+            MapOp::PutIface(..) => FaultPoint::InterfaceWritten,
+            MapOp::DeleteIface(_) => FaultPoint::InterfaceDeleted,
+            MapOp::WriteSwitches(_) => FaultPoint::SwitchesWritten,
+        }
+    }
 }
 
 impl<F: MapFamily> FamilyOp<F> {
@@ -69,6 +85,18 @@ impl<F: MapFamily> FamilyOp<F> {
             FamilyOp::PutService(..) | FamilyOp::DeleteService(_) => F::NAMES.services,
             FamilyOp::PutBackend(..) => F::NAMES.backends,
             FamilyOp::PutSourceRange(_) | FamilyOp::DeleteSourceRange(_) => F::NAMES.src_ranges,
+        }
+    }
+
+    fn fault_point(&self) -> FaultPoint {
+        match self {
+            FamilyOp::PutAddr(..) => FaultPoint::AddressWritten,
+            FamilyOp::DeleteAddr(_) => FaultPoint::AddressDeleted,
+            FamilyOp::PutService(..) => FaultPoint::ServiceWritten,
+            FamilyOp::DeleteService(_) => FaultPoint::ServiceDeleted,
+            FamilyOp::PutBackend(..) => FaultPoint::BackendWritten,
+            FamilyOp::PutSourceRange(_) => FaultPoint::SourceRangeWritten,
+            FamilyOp::DeleteSourceRange(_) => FaultPoint::SourceRangeDeleted,
         }
     }
 }

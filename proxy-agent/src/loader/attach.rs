@@ -19,6 +19,7 @@ use super::{
     pins::Pins,
     sys::{self, LinkTarget, Order},
 };
+use crate::fault::{self, FaultPoint};
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,6 +93,7 @@ impl Attacher {
                 );
             }
         }
+        fault::reach(FaultPoint::OthersDetached);
         Ok(())
     }
 
@@ -104,6 +106,11 @@ impl Attacher {
             } else {
                 clsact::attach(&mut self.ebpf, hook, index, name, &self.pins, self.placement.order)?
             };
+            fault::reach(if hook.program == "tc_ingress" {
+                FaultPoint::IngressAttached
+            } else {
+                FaultPoint::EgressAttached
+            });
             if one == Attached::New {
                 how = Attached::New;
             }
@@ -123,6 +130,7 @@ impl Attacher {
                 let link = sys::link_cgroup(program.as_fd(), directory.as_fd(), hook.attach_type).map_err(failed)?;
                 sys::obj_pin(link.as_fd(), &path).map_err(pin_error("pin a link at", path))?;
             }
+            fault::reach(FaultPoint::CgroupAttached);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::{
     pin_error,
     pins::Pins,
 };
+use crate::fault::{self, FaultPoint};
 
 /// Maps that refer to each other by index: if one of them has to be made anew, all of them are.
 const TABLES: [&str; 11] = [
@@ -56,6 +57,7 @@ pub fn config_for(node: &str, netns_cookie: u64, connect: ConnectHooks, masquera
 pub fn load(object: &[u8], pins: &Pins, config: &Config, capacities: &Capacities) -> Result<Loaded, LoaderError> {
     pins.create().map_err(pin_error("create", pins.links()))?;
     let replaced = remove_unfit(object, pins, capacities)?;
+    fault::reach(FaultPoint::UnfitMoved);
     let mut loader = EbpfLoader::new();
     loader.override_global("CONFIG", config, true);
     for name in names::PINNED {
@@ -65,7 +67,9 @@ pub fn load(object: &[u8], pins: &Pins, config: &Config, capacities: &Capacities
         }
     }
     let mut ebpf = loader.load(object).map_err(LoaderError::Maps)?;
+    fault::reach(FaultPoint::MapsMade);
     load_programs(&mut ebpf)?;
+    fault::reach(FaultPoint::ProgramsLoaded);
     Ok(Loaded { ebpf, replaced })
 }
 

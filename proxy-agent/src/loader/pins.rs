@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -78,6 +79,21 @@ impl WriterLock {
             Ok(lock) => Ok(Some(Self(lock))),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Blocks until nobody else holds it.
+    pub fn wait(pin_root: &Path) -> io::Result<Self> {
+        loop {
+            let file = File::open(pin_root)?;
+            let waited_for = file.metadata()?.ino();
+            match Flock::lock(file, FlockArg::LockExclusive) {
+                // `weir cleanup` may have removed the directory, and another agent made it anew.
+                Ok(lock) if fs::metadata(pin_root).is_ok_and(|now| now.ino() == waited_for) => return Ok(Self(lock)),
+                Ok(_) => fs::create_dir_all(pin_root)?,
+                Err((_, nix::errno::Errno::EINTR)) => {}
+                Err((_, errno)) => return Err(errno.into()),
+            }
         }
     }
 }
