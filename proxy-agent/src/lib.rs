@@ -5,6 +5,7 @@ pub mod cli;
 pub mod dataplane;
 pub mod desired;
 pub mod fault;
+pub mod health;
 pub mod ingest;
 pub mod loader;
 pub mod metrics;

@@ -5,6 +5,7 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 
 use crate::{
+    health::HealthConfig,
     loader::{Capacities, ConnectHooks, Placement},
     node::{NodePortAddresses, RoleRules, ports::PortRange},
     sockets::SocketsConfig,
@@ -38,6 +39,7 @@ pub struct AgentConfig {
     pub placement: Placement,
     pub capacities: Capacities,
     pub sockets: SocketsConfig,
+    pub health: HealthConfig,
     /// How long changes are collected.
     pub sync_delay: Duration,
 }

@@ -22,8 +22,9 @@ use super::{
 use crate::{
     dataplane::KernelMaps,
     fault::{self, FaultPoint},
+    health::{Health, Servers},
     loader::{self, Attacher, Pins},
-    metrics::Metrics,
+    metrics::{Metrics, Pass},
     model::Event,
     node::{self, NetChange, NodeView, ports, rp_filter, watch},
     object,
@@ -43,13 +44,18 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     fault::from_environment()?;
     let object = object::embedded()?;
     node::ensure_bpffs(&config.pin_root).context("prepare the pin root")?;
+    let metrics = Metrics::default();
+    let health = Health::new(metrics.clone());
+    let mut servers = Servers::start(config.health.clone(), &health);
     let role = tokio::sync::watch::Sender::new(Role::default());
     let _lock = tokio::select! {
         lock = lock::acquire(&config.pin_root, &role) => lock?,
+        error = servers.fatal() => return Err(error),
         () = stop.wait() => return Ok(()),
     };
     fault::reach(FaultPoint::Locked);
-    let (attachment, mut state) = load(&config, object)?;
+    let (attachment, mut state) = load(&config, object, metrics)?;
+    servers.start_metrics(&health);
 
     let mut tasks = JoinSet::new();
     let (events, event_queue) = mpsc::channel(QUEUE);
@@ -60,8 +66,12 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let pins = Pins::new(&config.pin_root);
     let sockets = Sockets::start(config.sockets, pins.dir(), &mut state)?;
     let retired = RetiredWatch::new(pins.dir().to_owned());
-    let mut main_loop = Loop { state, attachment, sockets, retired, sync_delay: config.sync_delay, started, due: None };
-    main_loop.run(event_queue, change_queue, &mut stop).await;
+    let mut main_loop =
+        Loop { state, attachment, sockets, retired, health, sync_delay: config.sync_delay, started, due: None };
+    tokio::select! {
+        () = main_loop.run(event_queue, change_queue, &mut stop) => {}
+        error = servers.fatal() => return Err(error),
+    }
     tasks.shutdown().await;
     tracing::info!("ended; the dataplane stays as it is (`weir cleanup` removes it)");
     Ok(())
@@ -87,7 +97,7 @@ impl Stop {
     }
 }
 
-fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, State<KernelMaps>)> {
+fn load(config: &AgentConfig, object: &[u8], metrics: Metrics) -> anyhow::Result<(Attachment, State<KernelMaps>)> {
     let cookie = node::netns_cookie().map_err(loader::LoaderError::Cookie)?;
     let mut kernel_config = loader::config_for(&config.node_name, cookie, config.connect_hooks, config.masquerade_all);
     if rp_filter::is_strict() {
@@ -112,7 +122,7 @@ fn load(config: &AgentConfig, object: &[u8]) -> anyhow::Result<(Attachment, Stat
     let view = NodeView::new(config.roles.clone(), config.node_ports.clone());
     let settings =
         Settings { external_ranges: config.external_ranges.clone(), service_cidrs: config.service_cidrs.clone() };
-    let state = State::new(&config.node_name, view, reconciler, settings, Metrics::default());
+    let state = State::new(&config.node_name, view, reconciler, settings, metrics);
     let waits_for_sync = !loaded.replaced.is_empty();
     let attacher = Attacher::new(loaded.ebpf, pins, config.placement);
     Ok((Attachment::new(attacher, config.connect_hooks, cgroup, waits_for_sync), state))
@@ -123,6 +133,7 @@ struct Loop {
     attachment: Attachment,
     sockets: Sockets,
     retired: RetiredWatch,
+    health: Health,
     sync_delay: Duration,
     started: Instant,
     /// When what was heard is to be written.
@@ -183,6 +194,8 @@ impl Loop {
 
     fn expect_sync(&mut self, now: Instant) {
         self.due.get_or_insert(now + self.sync_delay);
+        self.health.queued();
+        self.state.metrics().kube_proxy().queued();
     }
 
     fn on_time(&mut self) {
@@ -193,6 +206,7 @@ impl Loop {
         }
         if self.state.next_retry().is_some_and(|at| at <= now) {
             self.state.retry(now);
+            self.tell_health();
         }
         if self.attachment.retry_at().is_some_and(|at| at <= now) {
             self.attachment.update(&self.state.view, now);
@@ -212,6 +226,9 @@ impl Loop {
     fn sync(&mut self, start: Instant) {
         let synced = self.state.sync(start);
         let sync_ms = start.elapsed().as_millis();
+        let complete = self.tell_health();
+        let pass = if synced.all { Pass::Full } else { Pass::Partial };
+        self.state.metrics().kube_proxy().synced(start.elapsed(), pass, complete);
         if synced.applied > 0 {
             tracing::debug!(writes = synced.applied, sync_ms, "maps written");
         }
@@ -229,6 +246,18 @@ impl Loop {
                 tracing::warn!("malformed objects, or parts of them, that are not programmed: {invalid}");
             }
         }
+    }
+}
+
+impl Loop {
+    /// After an attempt to write: true if nothing waits any more.
+    fn tell_health(&self) -> bool {
+        self.health.node_is(self.state.node_seen());
+        let complete = self.state.is_up_to_date();
+        if complete {
+            self.health.updated();
+        }
+        complete
     }
 }
 

@@ -11,13 +11,14 @@ use ipnet::IpNet;
 use proxy_common::abi::{ADDR_NODEPORT, BackendState, SocketEnding};
 
 use crate::{
-    dataplane::Dataplane,
+    dataplane::{Dataplane, DataplaneError},
     desired::{Facts, ServiceDesired, build_desired, build_host_ports},
     fault::{self, FaultPoint},
+    health::NodeSeen,
     metrics::Metrics,
     model::{Event, ServiceName, Snapshot, SourceKind, Touched},
     node::{NetChange, NodeView},
-    reconcile::{NodeAddress, Reconciler, Report},
+    reconcile::{Failure, NodeAddress, Reconciler, Report},
 };
 
 pub(super) struct State<D> {
@@ -51,6 +52,8 @@ pub(super) struct Settings {
 /// What a sync did, for the log.
 pub(super) struct Synced {
     pub(super) applied: usize,
+    /// Every Service was looked at.
+    pub(super) all: bool,
     /// True once: everything that the sources listed is in the maps.
     pub(super) first: bool,
 }
@@ -88,6 +91,21 @@ impl<D: Dataplane> State<D> {
         let serving = |state: BackendState| state == BackendState::Serving;
         actual.v4.backends.iter().filter(|it| serving(it.state)).count()
             + actual.v6.backends.iter().filter(|it| serving(it.state)).count()
+    }
+
+    pub(super) fn node_seen(&self) -> NodeSeen {
+        match self.snapshot.node() {
+            None => NodeSeen::Never,
+            Some(node) if node.deleting || node.leaving => NodeSeen::Leaving,
+            Some(_) => NodeSeen::Eligible,
+        }
+    }
+
+    /// Everything that the sources said is in the maps. What a full table has no room for does not count: it is named in the log
+    /// and in the metrics, and neither time nor a restart would help it.
+    pub(super) fn is_up_to_date(&self) -> bool {
+        let waits = |failure: &Failure| !matches!(*failure.error, DataplaneError::Full { .. });
+        self.snapshot.is_synced() && self.stale.is_empty() && !self.reconciler.status().failures.values().any(waits)
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -203,7 +221,7 @@ impl<D: Dataplane> State<D> {
     pub(super) fn sync(&mut self, now: Instant) -> Synced {
         let mut applied = self.sync_node(now);
         if !self.node_seen {
-            return Synced { applied, first: false };
+            return Synced { applied, all: false, first: false };
         }
         let stale = std::mem::take(&mut self.stale);
         if stale.service_cidrs {
@@ -223,7 +241,7 @@ impl<D: Dataplane> State<D> {
             self.log(&report);
             applied += report.applied;
         }
-        Synced { applied, first }
+        Synced { applied, all: stale.node || first, first }
     }
 
     pub(super) fn next_retry(&self) -> Option<Instant> {

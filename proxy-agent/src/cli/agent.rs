@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::PinRoot;
 use crate::{
     agent::{self, AgentConfig, Source},
+    health::HealthArgs,
     loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
     node::{NodePortAddresses, Patterns, RoleRules, ports::PortRange},
     sockets::SocketsConfig,
@@ -131,6 +132,8 @@ pub struct AgentArgs {
     detect_local_mode: Option<String>,
 
     #[command(flatten)]
+    health: HealthArgs,
+    #[command(flatten)]
     capacities: Capacities,
 }
 
@@ -186,6 +189,7 @@ impl AgentArgs {
                 netns_dirs: self.netns_dirs,
                 host_proc: self.host_proc,
             },
+            health: self.health.config()?,
             sync_delay: Duration::from_millis(self.sync_delay),
         })
     }

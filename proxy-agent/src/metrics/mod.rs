@@ -1,4 +1,10 @@
-//! What the agent counts, as a registry that a metrics endpoint has only to encode. Owned by the main loop.
+//! What the agent counts, as a registry that `health` serves. The main loop counts into [`Metrics`]; what stands in the kernel
+//! is read at each scrape.
+
+mod kube_proxy;
+pub mod text;
+
+pub use kube_proxy::{KubeProxyMetrics, Pass};
 
 use std::fmt::Write as _;
 
@@ -25,11 +31,13 @@ pub struct ReasonLabel {
 pub struct Metrics {
     invalid_objects: Family<ReasonLabel, Counter>,
     refused_frontends: Family<ReasonLabel, Counter>,
+    kube_proxy: KubeProxyMetrics,
 }
 
 impl Metrics {
     /// Every reason is there from the start with 0, so that a rate can be computed of its first occurrence.
     pub fn register(&self, registry: &mut Registry) {
+        self.kube_proxy.register(registry);
         for reason in SkipReason::ALL {
             drop(self.invalid_objects.get_or_create(&ReasonLabel { reason: reason.as_str() }));
         }
@@ -43,6 +51,10 @@ impl Metrics {
             "Frontends that a Service or Pod asks for and does not get; the log names each",
             self.refused_frontends.clone(),
         );
+    }
+
+    pub fn kube_proxy(&self) -> &KubeProxyMetrics {
+        &self.kube_proxy
     }
 
     pub fn count_skips(&self, skips: &[Skip]) {
