@@ -15,3 +15,4 @@ pub mod object;
 pub mod reconcile;
 pub mod sockets;
 pub mod sources;
+pub mod takeover;

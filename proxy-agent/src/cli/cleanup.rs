@@ -1,34 +1,89 @@
-//! `weir cleanup`: the node as it was before Weir.
+//! `weir cleanup`: the node as it was before Weir, at once or after the last translated flow.
+
+mod drain;
+mod left;
 
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use proxy_common::abi::Config;
+use serde::Serialize;
 
-use super::{flows, tables};
+use super::{
+    output::{Format, print_json},
+    tables,
+};
 use crate::loader::{self, WriterLock};
+use drain::DrainArgs;
+use left::Left;
+
+pub(super) use drain::FlowsCut;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CleanupArgs {
-    /// Also while an agent is running, and also if live flows are cut.
-    #[arg(long)]
+    /// Also while an agent is running
+    #[arg(long, conflicts_with = "drain")]
     force: bool,
+    #[command(flatten)]
+    drain: DrainArgs,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 pub(super) fn run(pin_root: &Path, args: &CleanupArgs) -> anyhow::Result<()> {
     if !pin_root.exists() {
-        println!("nothing to remove: {} does not exist", pin_root.display());
-        return Ok(());
+        return nothing_there(pin_root, args.output);
     }
     let lock = WriterLock::try_acquire(pin_root).with_context(|| format!("lock {}", pin_root.display()))?;
+    if lock.is_none() && args.drain.drain {
+        bail!(
+            "an agent is running on {} and would write the frontends back; end it first (on a cluster: take this node \
+             from Weir's DaemonSet)",
+            pin_root.display()
+        );
+    }
     if lock.is_none() && !args.force {
         bail!("an agent is running on {}; end it first, or give --force", pin_root.display());
     }
-    // Maps of another layout cannot be read; their flows are not counted.
-    let alive = tables::pins(pin_root).and_then(|pins| flows::alive(&pins)).unwrap_or(0);
-    if alive > 0 && !args.force {
-        bail!("{alive} live flows would be cut; give --force to remove everything all the same");
+    if args.drain.drain {
+        return drain::run(pin_root, &args.drain, args.output);
     }
-    let removed = loader::cleanup(pin_root).context("clean up")?;
-    println!("removed {} attachments and {} maps; {alive} live flows were cut", removed.attachments, removed.maps);
+    // Maps of another layout cannot be read; their flows are not counted.
+    let cut = tables::pins(pin_root).and_then(|pins| Left::read(&pins, Config::DEFAULT.udp_timeout_s)).ok();
+    remove(pin_root, cut, args.output).map(drop)
+}
+
+fn nothing_there(pin_root: &Path, output: Format) -> anyhow::Result<()> {
+    if output == Format::Json {
+        return print_json(&Removal::default());
+    }
+    println!("nothing to remove: {} does not exist", pin_root.display());
     Ok(())
+}
+
+/// What was removed. `cut` is missing if the maps could not be read.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Removal {
+    attachments: usize,
+    maps: usize,
+    cut: Option<Left>,
+}
+
+/// Removes everything, and says what that cut. Returns the number of flows cut.
+fn remove(pin_root: &Path, cut: Option<Left>, output: Format) -> anyhow::Result<usize> {
+    let flows = cut.as_ref().map_or(0, Left::total);
+    let removed = loader::cleanup(pin_root).context("clean up")?;
+    let removal = Removal { attachments: removed.attachments, maps: removed.maps, cut };
+    match output {
+        Format::Json => println!("{}", serde_json::to_string(&removal)?),
+        Format::Table => {
+            println!("removed {} attachments and {} maps", removal.attachments, removal.maps);
+            match &removal.cut {
+                Some(left) => println!("cut: {left}"),
+                None => println!("cut: unknown, the maps are of another version"),
+            }
+        }
+    }
+    Ok(flows)
 }

@@ -130,17 +130,6 @@ pub(super) fn snat(pins: &Pins, filter: &FlowFilter) -> Result<Vec<SnatRow>, Tab
     Ok(rows)
 }
 
-/// Flows that a removal of the programs would cut: tracked, not closed, and seen within the time after which conntrack
-/// implementations forget an idle flow of that protocol.
-pub(super) fn alive(pins: &Pins) -> Result<usize, TableError> {
-    /// net.netfilter.nf_conntrack_tcp_timeout_established is five days; a day is generous enough for a warning.
-    const TCP_IDLE_S: u32 = 86_400;
-    const UDP_IDLE_S: u32 = 120;
-    let limit = |row: &FlowRow| if row.protocol == "UDP" { UDP_IDLE_S } else { TCP_IDLE_S };
-    let rows = flows(pins, &FlowFilter::default())?;
-    Ok(rows.iter().filter(|row| row.state != "closed" && row.idle_s <= limit(row)).count())
-}
-
 fn flows_of<F: MapFamily>(pins: &Pins, map: &str, names: &PortNames) -> Result<Vec<FlowRow>, TableError>
 where
     FlowKey<F>: Pod,

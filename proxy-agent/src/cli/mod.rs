@@ -22,7 +22,8 @@ use tables::TableError;
 
 use crate::{loader, object};
 
-const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 nothing is loaded on this node.";
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 nothing is loaded on this node, 4 flows were cut when the \
+                          time of `cleanup --drain` was up.";
 
 /// Kubernetes Services by eBPF, in the place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -57,7 +58,7 @@ enum Command {
         #[command(subcommand)]
         command: MapsCommand,
     },
-    /// Remove every program, map and pin of every version
+    /// Remove every program, map and pin of every version, at once or after the last translated flow
     Cleanup {
         #[command(flatten)]
         pins: PinRoot,
@@ -107,6 +108,7 @@ pub struct PinRoot {
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<TableError>() {
         Some(TableError::NothingLoaded(_)) => ExitCode::from(3),
+        _ if error.is::<cleanup::FlowsCut>() => ExitCode::from(4),
         _ => ExitCode::FAILURE,
     }
 }
