@@ -7,6 +7,7 @@ pub mod desired;
 pub mod fault;
 pub mod health;
 pub mod ingest;
+pub mod kubeproxy;
 pub mod loader;
 pub mod metrics;
 pub mod model;

@@ -1,6 +1,6 @@
 //! `weir agent`: flags, and what they mean together. Flags that kube-proxy has are named as there.
 
-use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, builder::NonEmptyStringValueParser};
@@ -11,6 +11,7 @@ use super::PinRoot;
 use crate::{
     agent::{self, AgentConfig, Source},
     health::HealthArgs,
+    kubeproxy::{self, KubeProxyFlags, Settings, Verbosity},
     loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
     node::{NodePortAddresses, Patterns, RoleRules, ports::PortRange},
     sockets::SocketsConfig,
@@ -41,6 +42,12 @@ enum DestroySockets {
 
 #[derive(Debug, Args)]
 pub struct AgentArgs {
+    /// A KubeProxyConfiguration, as kubeadm keeps it in the ConfigMap kube-proxy; flags come before it (docs/configuration.md)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Unknown fields in the file of --config are an error
+    #[arg(long, requires = "config")]
+    strict_config: bool,
     /// Read Services, EndpointSlices and Nodes from the YAML files of a directory (or one file) instead of an API server
     #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "master"])]
     manifests: Option<PathBuf>,
@@ -54,9 +61,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = NonEmptyStringValueParser::new())]
     hostname_override: Option<String>,
 
-    /// Where NodePorts are served: `primary` (the Node's own address per family) or CIDRs
-    #[arg(long, value_name = "CIDR,...", default_value = "primary")]
-    nodeport_addresses: NodePortAddresses,
+    /// Where NodePorts are served: `primary` (the Node's own address per family) or CIDRs [default: primary]
+    #[arg(long, value_name = "CIDR,...")]
+    nodeport_addresses: Option<NodePortAddresses>,
     /// Ranges of ClusterIPs: an address in them that no Service has is dropped. With --manifests also where ClusterIPs are
     /// allocated, by default in 10.96.0.0/12 [default: the ServiceCIDR objects]
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
@@ -72,8 +79,8 @@ pub struct AgentArgs {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     host_ports: bool,
     /// Translate the source of all Service traffic, also that of pods of this node
-    #[arg(long)]
-    masquerade_all: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    masquerade_all: Option<bool>,
     /// Source ports towards endpoints on other nodes, Weir's alone: reserved in net.ipv4.ip_local_reserved_ports where the kernel
     /// would use them
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
@@ -115,40 +122,45 @@ pub struct AgentArgs {
     /// Changes are collected for at most this many milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10)]
     sync_delay: u64,
-    #[arg(long, value_enum, default_value_t)]
-    log_format: LogFormat,
-    /// More messages; twice: every write to a map; three times: those of libraries, too
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
-
-    /// Accepted for kube-proxy's sake; pods are told by their interface
-    #[arg(long, value_name = "CIDR", hide_short_help = true)]
-    cluster_cidr: Option<String>,
-    /// Accepted for kube-proxy's sake; there is one mode
-    #[arg(long, value_name = "MODE", hide_short_help = true)]
-    proxy_mode: Option<String>,
-    /// Accepted for kube-proxy's sake; pods are told by their interface
-    #[arg(long, value_name = "MODE", hide_short_help = true)]
-    detect_local_mode: Option<String>,
+    /// [default: text]
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+    /// More messages; twice: every write to a map; three times: those of libraries, too. With a number: kube-proxy's levels
+    #[arg(short, long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "",
+          action = clap::ArgAction::Append)]
+    verbose: Vec<Verbosity>,
 
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
     capacities: Capacities,
+    #[command(flatten)]
+    kube_proxy: KubeProxyFlags,
 }
 
 impl AgentArgs {
     pub fn run(self) -> anyhow::Result<()> {
-        self.start_logging();
-        self.warn_of_ignored();
-        let config = self.config()?;
+        let (settings, findings) = kubeproxy::load(self.config.as_deref(), &self.kube_proxy, self.strict_config)
+            .context("configuration of kube-proxy")?;
+        self.start_logging(&settings);
+        for finding in findings {
+            tracing::warn!("configuration: {finding}");
+        }
+        if let Some(score) = settings.oom_score_adj
+            && let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string())
+        {
+            tracing::warn!(score, %error, "oomScoreAdj could not be set");
+        }
+        let config = self.config(settings)?;
         // Two threads: the sources' parsing never delays the main loop, and the agent stays small.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(agent::run(config)).context("agent")
     }
 
-    fn config(self) -> anyhow::Result<AgentConfig> {
-        let node_name = match self.hostname_override {
+    /// A flag of our own comes before what kube-proxy's configuration says.
+    fn config(self, settings: Settings) -> anyhow::Result<AgentConfig> {
+        let health = self.health.config(&settings)?;
+        let node_name = match self.hostname_override.or(settings.node_name) {
             Some(name) => name,
             None => host_name()?,
         };
@@ -160,7 +172,7 @@ impl AgentArgs {
                 Source::Manifests(ManifestConfig { host_ports: self.host_ports, ..config })
             }
             None => Source::Kubernetes(KubernetesConfig {
-                kubeconfig: self.kubeconfig,
+                kubeconfig: self.kubeconfig.or(settings.kubeconfig),
                 master: self.master,
                 wanted: Wanted { pods: self.host_ports, service_cidrs: self.service_cluster_ip_range.is_empty() },
             }),
@@ -168,16 +180,16 @@ impl AgentArgs {
         Ok(AgentConfig {
             node_name: node_name.trim().to_lowercase(),
             source,
-            node_ports: self.nodeport_addresses,
+            node_ports: self.nodeport_addresses.or(settings.node_ports).unwrap_or_default(),
             roles: RoleRules {
                 exclude: self.exclude_interfaces,
-                pod: self.pod_interfaces,
+                pod: self.pod_interfaces.and(settings.pod_interfaces),
                 uplink: self.uplink_interfaces,
             },
             service_cidrs: self.service_cluster_ip_range,
             external_ranges: self.external_address_ranges,
             protected_ports: self.protected_node_ports,
-            masquerade_all: self.masquerade_all,
+            masquerade_all: self.masquerade_all.or(settings.masquerade_all).unwrap_or_default(),
             snat_ports: self.snat_ports,
             connect_hooks: self.connect_hooks,
             cgroup_root: self.cgroup_root,
@@ -189,27 +201,14 @@ impl AgentArgs {
                 netns_dirs: self.netns_dirs,
                 host_proc: self.host_proc,
             },
-            health: self.health.config()?,
+            health,
             sync_delay: Duration::from_millis(self.sync_delay),
         })
     }
 
-    fn warn_of_ignored(&self) {
-        let ignored = [
-            ("--cluster-cidr", &self.cluster_cidr, "pods of this node are told by their interface"),
-            ("--detect-local-mode", &self.detect_local_mode, "pods of this node are told by their interface"),
-            ("--proxy-mode", &self.proxy_mode, "there is one mode"),
-        ];
-        for (flag, value, why) in ignored {
-            if let Some(value) = value {
-                tracing::warn!(flag, value, "the flag has no effect: {why}");
-            }
-        }
-    }
-
     /// RUST_LOG, if set, decides instead of `-v`.
-    fn start_logging(&self) {
-        let default = match self.verbose {
+    fn start_logging(&self, settings: &Settings) {
+        let default = match Verbosity::of(&self.verbose).or(settings.verbosity).unwrap_or_default() {
             0 => "info",
             1 => "info,proxy_agent=debug",
             2 => "info,proxy_agent=trace",
@@ -219,7 +218,8 @@ impl AgentArgs {
         let subscriber =
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A second start in one process (tests) keeps the first.
-        let _ = match self.log_format {
+        let format = if settings.log_json == Some(true) { LogFormat::Json } else { LogFormat::Text };
+        let _ = match self.log_format.unwrap_or(format) {
             LogFormat::Text => subscriber.with_ansi(false).try_init(),
             LogFormat::Json => subscriber.json().try_init(),
         };

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use clap::Args;
 
+use crate::kubeproxy::{Endpoint, Settings};
+
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
 
@@ -28,24 +30,31 @@ impl Default for HealthConfig {
 
 #[derive(Clone, Debug, Args)]
 pub struct HealthArgs {
-    /// Where /healthz and /livez are served; empty: nowhere
-    #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: String,
-    /// Where /metrics and /proxyMode are served; empty: nowhere
-    #[arg(long, value_name = "IP[:PORT]", default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: String,
+    /// Where /healthz and /livez are served; empty: nowhere [default: 0.0.0.0:10256]
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub healthz_bind_address: Option<String>,
+    /// Where /metrics and /proxyMode are served; empty: nowhere [default: 127.0.0.1:10249]
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub metrics_bind_address: Option<String>,
     /// End if one of these addresses cannot be bound (else it is tried again every five seconds)
-    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, default_missing_value = "true",
-          action = clap::ArgAction::Set)]
-    pub bind_address_hard_fail: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub bind_address_hard_fail: Option<bool>,
 }
 
 impl HealthArgs {
-    pub fn config(&self) -> Result<HealthConfig, AddressError> {
+    /// A flag comes before kube-proxy's configuration, and that before the default.
+    pub fn config(&self, settings: &Settings) -> Result<HealthConfig, AddressError> {
+        let default = HealthConfig::default();
+        let listen = |flag: &Option<String>, set: Option<Endpoint>, port, default| match (flag, set) {
+            (Some(text), _) => address(text, port),
+            (None, Some(endpoint)) => Ok(endpoint.listens()),
+            (None, None) => Ok(default),
+        };
+        let hard_fail = self.bind_address_hard_fail.or(settings.bind_address_hard_fail);
         Ok(HealthConfig {
-            healthz: address(&self.healthz_bind_address, HEALTHZ_PORT)?,
-            metrics: address(&self.metrics_bind_address, METRICS_PORT)?,
-            hard_fail: self.bind_address_hard_fail,
+            healthz: listen(&self.healthz_bind_address, settings.healthz, HEALTHZ_PORT, default.healthz)?,
+            metrics: listen(&self.metrics_bind_address, settings.metrics, METRICS_PORT, default.metrics)?,
+            hard_fail: hard_fail.unwrap_or(default.hard_fail),
         })
     }
 }

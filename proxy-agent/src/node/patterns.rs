@@ -10,6 +10,15 @@ impl Patterns {
     pub fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
     }
+
+    pub fn one(pattern: &str) -> Self {
+        Self(vec![pattern.to_owned()])
+    }
+
+    pub fn and(mut self, more: Self) -> Self {
+        self.0.extend(more.0);
+        self
+    }
 }
 
 impl FromStr for Patterns {
