@@ -115,6 +115,30 @@ fn an_evicted_source_half_finds_its_port_again() {
 }
 
 #[test]
+fn of_two_cpus_one_takes_a_port_over() {
+    let (mut remote, seen) = Remote::established();
+    for tcp_flags in [TCP_FIN | TCP_ACK, TCP_ACK] {
+        remote.answer(&seen, TCP_FIN | TCP_ACK);
+        assert_eq!(remote.send(remote.call, tcp_flags), Ok(seen));
+    }
+    remote.node.now_s += 2;
+    (remote.node.config.snat_first, remote.node.config.snat_last) = (seen.src_port, seen.src_port);
+    let entry = |remote: &Remote| *remote.node.snats.borrow().values().next().expect("one entry");
+    let before = entry(&remote);
+    let call = Tuple { src: V4::client(2), ..remote.call };
+
+    remote.node.overtaken = true;
+    assert_eq!(remote.send(call, TCP_SYN), Err(Reason::SnatPortsBusy));
+    assert_eq!(entry(&remote), before, "the port of the CPU that was first");
+
+    remote.node.overtaken = false;
+    assert_eq!(remote.send(call, TCP_SYN), Ok(seen));
+    let after = entry(&remote);
+    assert_eq!((after.client, after.client_port), (call.src, before.client_port));
+    assert_ne!(after.word(), before.word(), "who compares the word must see the new owner");
+}
+
+#[test]
 fn hairpin_connections_give_their_ports_back() {
     let mut node = Memory::<V4>::node();
     node.sets[1] = EndpointSet { start: 0, len: 1 };

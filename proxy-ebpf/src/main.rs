@@ -1,7 +1,7 @@
 //! The kernel programs of Weir. `hooks` has one attach point per file; the decisions are made in proxy-common.
 //!
 //! On a host target this builds as an empty program, so that clippy and rust-analyzer see the code.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code, reason = "nothing calls the hooks on the host"))]
 
 mod config;

@@ -192,8 +192,14 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     }
 
     #[inline(always)]
-    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
-        put(F::snat(), F::new_snat(), key, entry, insert)
+    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) -> Result<(), TableFull> {
+        put(F::snat(), F::new_snat(), key, entry, Insert::New)
+    }
+
+    #[inline(always)]
+    fn swap_owner(&self, element: &mut SnatEntry<F>, was: u64, is: u64) -> bool {
+        // SAFETY: the word is the first of an element, which the map aligns to eight bytes.
+        unsafe { compare_and_swap((&raw mut *element).cast(), was, is) }
     }
 
     #[inline(always)]
@@ -257,6 +263,26 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     fn has_connected_udp(&self, tuple: &Tuple<F>) -> bool {
         F::has_connected_udp(self.skb, tuple)
     }
+}
+
+/// BPF_CMPXCHG (Linux 5.12). The target of rustc has no compare-and-swap among its atomics.
+///
+/// # Safety
+/// `word` points to eight bytes of a map element, aligned to eight.
+#[inline(always)]
+unsafe fn compare_and_swap(word: *mut u64, was: u64, is: u64) -> bool {
+    let found: u64;
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: one instruction, on memory that the caller vouches for.
+    unsafe {
+        core::arch::asm!("r0 = cmpxchg_64({word} + 0, r0, {is})", word = in(reg) word, is = in(reg) is, inout("r0") was => found)
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = (word, is);
+        found = was;
+    }
+    found == was
 }
 
 struct Repeat<'a, S> {

@@ -90,13 +90,13 @@ pub struct Flow<F: Family> {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnatEntry<F: Family> {
-    pub client: F::Addr,
     pub client_port: u16,
     pub state: FlowState,
     /// Bits `FLOW_*`.
     pub flags: u8,
     /// Seconds since boot; of a closed entry, when it was closed.
     pub last_seen_s: u32,
+    pub client: F::Addr,
     /// See [`Flow::check`].
     pub check: u32,
 }
@@ -142,6 +142,17 @@ impl<F: Family> FlowKey<F> {
         let state = self.dst.fold(self.src.fold(u64::from(seed), mix), mix);
         let ports = u32::from(self.src_port) << 16 | u32::from(self.dst_port);
         (mix(mix(state, ports), u32::from(self.protocol)) >> 16) as u32
+    }
+}
+
+impl<F: Family> SnatEntry<F> {
+    /// The first eight bytes as they stand in memory: another owner at another time has another word, so two CPUs that want the same
+    /// port compare and swap it. Elements of a map are aligned to eight bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(&self) -> u64 {
+        let ([p0, p1], [t0, t1, t2, t3]) = (self.client_port.to_ne_bytes(), self.last_seen_s.to_ne_bytes());
+        u64::from_ne_bytes([p0, p1, self.state as u8, self.flags, t0, t1, t2, t3])
     }
 }
 

@@ -1,6 +1,6 @@
 //! Source ports on the way to other nodes: choice, reuse, reversal.
 
-use super::tables::{Insert, Step, Tables};
+use super::tables::{Step, Tables};
 use crate::abi::{Config, FLOW_UNCONFIRMED, Flow, FlowKey, FlowState, SnatEntry};
 use crate::net::{Address, Family, Packet, TCP_ACK, TCP_SYN, UDP};
 
@@ -42,14 +42,17 @@ pub struct Search<F: Family> {
     /// Scaled to the range, it gives the port; each step is some ports further.
     at: u32,
     step: u32,
+    /// `at` of the first port that could be taken, if `seen_free`.
+    free_at: u32,
     client_port: u16,
-    /// The first port that could be taken.
-    free: u16,
     /// The result; 0: none.
     port: u16,
     flags: u8,
-    /// The flow is older than this search: its pair may still be there, so look at the whole window.
+    /// The flow is older than this search: its pair may still be there.
     heal: bool,
+    /// Look at the whole window for the flow's own port before another is taken.
+    look: bool,
+    seen_free: bool,
 }
 
 impl<F: Family> Search<F> {
@@ -59,11 +62,13 @@ impl<F: Family> Search<F> {
         now_s: 0,
         at: 0,
         step: 0,
+        free_at: 0,
         client_port: 0,
-        free: 0,
         port: 0,
         flags: 0,
         heal: false,
+        look: false,
+        seen_free: false,
     };
 }
 
@@ -96,12 +101,14 @@ pub(super) fn plan_snat<F: Family, T: Tables<F>>(
     search.now_s = tables.now_s();
     search.flags = request.flags;
     search.heal = request.heal;
-    search.free = 0;
+    search.look = request.heal;
+    search.seen_free = false;
     search.port = 0;
     tables.repeat(SNAT_WINDOW, search);
-    if search.port == 0 && search.free != 0 {
-        search.key.dst_port = search.free;
-        search.take(tables, Insert::Any);
+    if search.port == 0 && search.seen_free {
+        search.look = false;
+        search.at = search.free_at;
+        tables.repeat(SNAT_WINDOW, search);
     }
     search.port
 }
@@ -111,46 +118,41 @@ impl<F: Family, T: Tables<F>> Step<T> for Search<F> {
     #[inline(always)]
     fn step(&mut self, tables: &T) -> bool {
         let config = tables.config();
-        let offset = (u64::from(self.at) * u64::from(range(config))) >> 32;
-        self.at = self.at.wrapping_add(self.step);
-        self.key.dst_port = config.snat_first.wrapping_add(offset as u16);
-        let slot = probe(tables, self, config);
-        match slot {
-            Slot::Ours => {
-                self.port = self.key.dst_port;
-                true
-            }
+        let at = self.at;
+        self.at = at.wrapping_add(self.step);
+        self.key.dst_port = config.snat_first.wrapping_add(((u64::from(at) * u64::from(range(config))) >> 32) as u16);
+        let ours = match probe(tables, self, config) {
+            Slot::Ours => true,
             Slot::Busy => false,
-            Slot::Empty | Slot::Over if self.heal => {
-                if self.free == 0 {
-                    self.free = self.key.dst_port;
+            Slot::Free if self.look => {
+                if !self.seen_free {
+                    self.seen_free = true;
+                    self.free_at = at;
                 }
                 false
             }
             // Another CPU may take an empty port at this moment: then the next one is tried.
-            Slot::Empty => self.take(tables, Insert::New),
-            Slot::Over => self.take(tables, Insert::Any),
+            Slot::Free => tables.put_snat(&self.key, &self.entry()).is_ok(),
+        };
+        if ours {
+            self.port = self.key.dst_port;
         }
+        ours
     }
 }
 
 impl<F: Family> Search<F> {
-    /// Writes the entry at the key's port.
+    /// What is written at the key's port.
     #[inline(always)]
-    fn take<T: Tables<F>>(&mut self, tables: &T, insert: Insert) -> bool {
-        let entry = SnatEntry {
+    fn entry(&self) -> SnatEntry<F> {
+        SnatEntry {
             client: self.client,
             client_port: self.client_port,
             state: if self.heal { FlowState::Established } else { FlowState::New },
             flags: self.flags | FLOW_UNCONFIRMED,
             last_seen_s: self.now_s,
             check: self.key.check(),
-        };
-        let taken = tables.put_snat(&self.key, &entry, insert).is_ok();
-        if taken {
-            self.port = self.key.dst_port;
         }
-        taken
     }
 }
 
@@ -161,7 +163,7 @@ impl<F: Family> Search<F> {
 fn stride(hash: u32, range: u32) -> u32 {
     let strides = range / SNAT_WINDOW;
     let ports = 1 + (((hash & 0xffff) * strides) >> 16);
-    (u32::MAX / range + 1).wrapping_mul(ports)
+    (u32::MAX / range).wrapping_add(1).wrapping_mul(ports)
 }
 
 /// How many source ports there are.
@@ -170,15 +172,13 @@ pub(super) fn range(config: &Config) -> u32 {
     u32::from(config.snat_last.wrapping_sub(config.snat_first)) + 1
 }
 
-/// What stands at one port.
+/// What stands at one port. A port whose flow is over is taken over at once, unless the search only looks.
 #[inline(always)]
 fn probe<F: Family, T: Tables<F>>(tables: &T, search: &Search<F>, config: &Config) -> Slot {
     let check = search.key.check();
     let slot = tables.snat(&search.key, |there| {
-        if there.check != check {
-            return Slot::Over;
-        }
-        if there.client == search.client && there.client_port == search.client_port {
+        let seen = *there;
+        if seen.check == check && seen.client == search.client && seen.client_port == search.client_port {
             there.last_seen_s = search.now_s;
             if !search.heal {
                 there.state = FlowState::New;
@@ -187,15 +187,25 @@ fn probe<F: Family, T: Tables<F>>(tables: &T, search: &Search<F>, config: &Confi
             return Slot::Ours;
         }
         let tcp = search.key.protocol != UDP;
-        if is_reusable(there, &search.client, tcp, config, search.now_s) { Slot::Over } else { Slot::Busy }
+        if seen.check == check && !is_reusable(&seen, &search.client, tcp, config, search.now_s) {
+            return Slot::Busy;
+        }
+        if search.look {
+            return Slot::Free;
+        }
+        let entry = search.entry();
+        if !tables.swap_owner(there, seen.word(), entry.word()) {
+            return Slot::Busy;
+        }
+        *there = entry;
+        Slot::Ours
     });
-    slot.unwrap_or(Slot::Empty)
+    slot.unwrap_or(Slot::Free)
 }
 
 enum Slot {
-    Empty,
-    /// The flow that had it is over.
-    Over,
+    /// Nobody's, or, to a search that only looks, one whose flow is over.
+    Free,
     Busy,
     Ours,
 }
@@ -286,7 +296,7 @@ pub(super) fn keep_snat<F: Family, T: Tables<F>>(
         tables.settle_snat(key, &entry);
         return Kept::Confirmed;
     }
-    if tables.put_snat(key, &entry, Insert::New).is_ok() { Kept::Unconfirmed } else { Kept::Lost }
+    if tables.put_snat(key, &entry).is_ok() { Kept::Unconfirmed } else { Kept::Lost }
 }
 
 /// What [`keep_snat`] sees in the table.

@@ -50,7 +50,10 @@ pub trait Tables<F: Family> {
     /// Into CONNTRACK, for good.
     fn settle_flow(&self, key: &FlowKey<F>, flow: &Flow<F>);
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R>;
-    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull>;
+    /// Into NEW_SNAT, if neither table has the key.
+    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) -> Result<(), TableFull>;
+    /// Swaps the word of an element's owner ([`SnatEntry::word`]) if it is still what it was. Of several CPUs one succeeds.
+    fn swap_owner(&self, element: &mut SnatEntry<F>, was: u64, is: u64) -> bool;
     fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>);
     fn frag<R>(&self, key: &FragKey<F>, read: impl FnOnce(&FragEntry<F>) -> R) -> Option<R>;
     fn put_frag(&self, key: &FragKey<F>, entry: &FragEntry<F>) -> Result<(), TableFull>;

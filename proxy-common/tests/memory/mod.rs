@@ -93,6 +93,8 @@ pub(crate) struct Memory<F: Family> {
     pub(crate) cookie: u64,
     /// Entries per table.
     pub(crate) capacity: usize,
+    /// Another CPU takes each source port first that this one wants to take over.
+    pub(crate) overtaken: bool,
 }
 
 impl<F: TestFamily> Memory<F> {
@@ -119,6 +121,7 @@ impl<F: TestFamily> Memory<F> {
             socks: Map::default(),
             cookie: 0,
             capacity: usize::MAX,
+            overtaken: false,
         };
         let local = BACKEND_IS_LOCAL | BACKEND_DIRECT | BACKEND_CLUSTER_SET | BACKEND_LOCAL_SET;
         for addr in [F::pod(10), F::pod(11)] {
@@ -210,8 +213,11 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
     fn snat<R>(&self, key: &FlowKey<F>, read: impl FnOnce(&mut SnatEntry<F>) -> R) -> Option<R> {
         find(&self.snats, &self.new_snats, key, read)
     }
-    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
-        put_new(&self.snats, &self.new_snats, self.capacity, key, entry, insert)
+    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) -> Result<(), TableFull> {
+        put_new(&self.snats, &self.new_snats, self.capacity, key, entry, Insert::New)
+    }
+    fn swap_owner(&self, element: &mut SnatEntry<F>, was: u64, _is: u64) -> bool {
+        !self.overtaken && element.word() == was
     }
     fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) {
         self.new_snats.borrow_mut().remove(key);

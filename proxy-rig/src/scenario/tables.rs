@@ -139,9 +139,12 @@ impl<F: RigFamily> Tables<F> for ModelTables<'_> {
         let flows = F::flows(self.flows);
         find(&flows.snat, &flows.new_snat, key, read)
     }
-    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>, insert: Insert) -> Result<(), TableFull> {
+    fn put_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) -> Result<(), TableFull> {
         let flows = F::flows(self.flows);
-        put_new(&flows.snat, &flows.new_snat, key, entry, insert)
+        put_new(&flows.snat, &flows.new_snat, key, entry, Insert::New)
+    }
+    fn swap_owner(&self, element: &mut SnatEntry<F>, was: u64, _is: u64) -> bool {
+        element.word() == was
     }
     fn settle_snat(&self, key: &FlowKey<F>, entry: &SnatEntry<F>) {
         let flows = F::flows(self.flows);
