@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cli;
 pub mod dataplane;
 pub mod desired;
+pub mod events;
 pub mod fault;
 pub mod health;
 pub mod ingest;

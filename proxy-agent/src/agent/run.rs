@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     dataplane::KernelMaps,
+    events::Events,
     fault::{self, FaultPoint},
     health::{Health, Servers},
     loader::{self, Attacher, Pins},
@@ -61,6 +62,11 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (events, event_queue) = mpsc::channel(QUEUE);
     let (changes, change_queue) = mpsc::channel(QUEUE);
     tasks.spawn(follow_node(changes));
+    let told = match &config.source {
+        Source::Kubernetes(kubernetes) => Events::start(kubernetes, &config.node_name, &mut tasks),
+        Source::Manifests(_) => Events::off(),
+    };
+    state.report_to(told);
     tasks.spawn(follow_source(config.source, config.node_name.clone(), events));
     state.sync_service_cidrs(Instant::now());
     let pins = Pins::new(&config.pin_root);

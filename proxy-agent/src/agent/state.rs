@@ -13,12 +13,13 @@ use proxy_common::abi::{ADDR_NODEPORT, BackendState, SocketEnding};
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{Facts, ServiceDesired, build_desired, build_host_ports},
+    events::{Events, Reason, object_of},
     fault::{self, FaultPoint},
     health::NodeSeen,
     metrics::Metrics,
-    model::{Event, ServiceName, Snapshot, SourceKind, Touched},
+    model::{Event, ObjectRef, ServiceName, Snapshot, SourceKind, Touched},
     node::{NetChange, NodeView},
-    reconcile::{Failure, NodeAddress, Reconciler, Report},
+    reconcile::{Failure, NodeAddress, Reconciler, Report, Subject},
 };
 
 pub(super) struct State<D> {
@@ -27,6 +28,7 @@ pub(super) struct State<D> {
     reconciler: Reconciler<D>,
     settings: Settings,
     metrics: Metrics,
+    events: Events,
     /// Services whose desired state has to be built again.
     stale: Touched,
     /// Which addresses each Service asked about when it was built, and the answers: a new pod's interface or route costs
@@ -73,6 +75,7 @@ impl<D: Dataplane> State<D> {
             reconciler,
             settings,
             metrics,
+            events: Events::off(),
             stale: Touched::default(),
             direct: HashMap::new(),
             own_addresses: Vec::new(),
@@ -80,6 +83,11 @@ impl<D: Dataplane> State<D> {
             node_seen: false,
             node_stale: false,
         }
+    }
+
+    /// Nobody is told without it.
+    pub(super) fn report_to(&mut self, events: Events) {
+        self.events = events;
     }
 
     pub(super) fn service_count(&self) -> usize {
@@ -155,6 +163,7 @@ impl<D: Dataplane> State<D> {
     pub(super) fn on_event(&mut self, event: Event) -> bool {
         if let Event::Skipped(skips) = &event {
             self.metrics.count_skips(skips);
+            self.events.skipped(skips);
         }
         let before = self.snapshot.synced().len();
         let touched = self.snapshot.apply(event);
@@ -304,11 +313,22 @@ impl<D: Dataplane> State<D> {
     fn log(&self, report: &Report) {
         for (subject, failure) in &report.failed {
             tracing::error!(%subject, attempts = failure.attempts, "{}", failure.error);
+            if let DataplaneError::Full { .. } = &*failure.error {
+                self.events.warn(self.object_of(subject), Reason::MapFull, &failure.error);
+            }
         }
         for conflict in &report.conflicts {
             tracing::warn!("{conflict}");
         }
         self.metrics.count_conflicts(&report.conflicts);
+        self.events.conflicts(&report.conflicts);
+    }
+
+    fn object_of(&self, subject: &Subject) -> ObjectRef {
+        match subject {
+            Subject::Service(name) => object_of(name),
+            Subject::Node => ObjectRef { kind: "Node", namespace: "".into(), name: self.snapshot.node_facts().name },
+        }
     }
 
     fn sync_services(&mut self, services: &BTreeSet<ServiceName>, now: Instant) -> usize {
@@ -319,6 +339,7 @@ impl<D: Dataplane> State<D> {
                 if !self.reconciler.status().warnings.get(name).is_some_and(|known| known.contains(warning)) {
                     tracing::warn!(service = %name, "{warning}");
                     self.metrics.count_warning(warning);
+                    self.events.warning(name, warning);
                 }
             }
             let report = self.reconciler.set_service(name, desired, now);

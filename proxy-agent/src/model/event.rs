@@ -150,13 +150,21 @@ impl fmt::Display for SkipReason {
     }
 }
 
+impl Skip {
+    /// The message without the name of the object.
+    #[must_use]
+    pub fn part(&self) -> String {
+        let Skip { field, got, reason, .. } = self;
+        match reason {
+            SkipReason::Malformed => format!("{field}: {got}"),
+            _ => format!("{field}: {reason}, got {got:?}"),
+        }
+    }
+}
+
 impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Skip { object, field, got, reason } = self;
-        match reason {
-            SkipReason::Malformed => write!(f, "{object}: {field}: {got}"),
-            _ => write!(f, "{object}: {field}: {reason}, got {got:?}"),
-        }
+        write!(f, "{}: {}", self.object, self.part())
     }
 }
 

@@ -53,6 +53,11 @@ impl ServiceName {
     pub fn is_pod(&self) -> bool {
         self.name.starts_with(POD_PREFIX)
     }
+
+    /// The Pod's name, or the start of a long one.
+    pub fn pod_name(&self) -> Option<&str> {
+        self.name.strip_prefix(POD_PREFIX)
+    }
 }
 
 /// The text, or as much of it as fits with a digest of the whole: names that differ stay different, and a restart finds
