@@ -46,9 +46,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let object = object::embedded()?;
     node::ensure_bpffs(&config.pin_root).context("prepare the pin root")?;
     let metrics = Metrics::default();
-    let health = Health::new(metrics.clone());
-    let mut servers = Servers::start(config.health.clone(), &health);
     let role = tokio::sync::watch::Sender::new(Role::default());
+    let health = Health::new(&config.pin_root, role.subscribe(), metrics.clone());
+    let mut servers = Servers::start(config.health.clone(), &health);
     let _lock = tokio::select! {
         lock = lock::acquire(&config.pin_root, &role) => lock?,
         error = servers.fatal() => return Err(error),
@@ -56,7 +56,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     fault::reach(FaultPoint::Locked);
     let (attachment, mut state) = load(&config, object, metrics)?;
-    servers.start_metrics(&health);
+    servers.take_over(&Pins::new(&config.pin_root));
 
     let mut tasks = JoinSet::new();
     let (events, event_queue) = mpsc::channel(QUEUE);
@@ -79,6 +79,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         error = servers.fatal() => return Err(error),
     }
     tasks.shutdown().await;
+    servers.end().await;
     tracing::info!("ended; the dataplane stays as it is (`weir cleanup` removes it)");
     Ok(())
 }
@@ -257,9 +258,12 @@ impl Loop {
 
 impl Loop {
     /// After an attempt to write: true if nothing waits any more.
-    fn tell_health(&self) -> bool {
+    fn tell_health(&mut self) -> bool {
         self.health.node_is(self.state.node_seen());
         let complete = self.state.is_up_to_date();
+        if let Some(checks) = self.state.take_checks() {
+            self.health.publish(checks);
+        }
         if complete {
             self.health.updated();
         }

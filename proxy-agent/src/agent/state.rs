@@ -15,7 +15,7 @@ use crate::{
     desired::{Facts, ServiceDesired, build_desired, build_host_ports},
     events::{Events, Reason, object_of},
     fault::{self, FaultPoint},
-    health::NodeSeen,
+    health::{Checks, NodeSeen, ServiceCheck},
     metrics::Metrics,
     model::{Event, ObjectRef, ServiceName, Snapshot, SourceKind, Touched},
     node::{NetChange, NodeView},
@@ -40,6 +40,10 @@ pub(super) struct State<D> {
     /// The node's network was listed.
     node_seen: bool,
     node_stale: bool,
+    /// The Services with a healthCheckNodePort.
+    checks: Checks,
+    /// Changed since [`State::take_checks`].
+    checks_stale: bool,
 }
 
 /// What the flags say.
@@ -82,6 +86,8 @@ impl<D: Dataplane> State<D> {
             gone: Vec::new(),
             node_seen: false,
             node_stale: false,
+            checks: Checks::new(),
+            checks_stale: true,
         }
     }
 
@@ -107,6 +113,23 @@ impl<D: Dataplane> State<D> {
             Some(node) if node.deleting || node.leaving => NodeSeen::Leaving,
             Some(_) => NodeSeen::Eligible,
         }
+    }
+
+    /// The Services with a healthCheckNodePort, once all are known and when they changed.
+    pub(super) fn take_checks(&mut self) -> Option<Checks> {
+        let stale = self.snapshot.is_synced() && std::mem::take(&mut self.checks_stale);
+        stale.then(|| self.checks.clone())
+    }
+
+    fn note_check(&mut self, name: &ServiceName) {
+        let facts = self.snapshot.node_facts();
+        let check = self.snapshot.service(name);
+        let check = check.and_then(|service| ServiceCheck::of(service, self.snapshot.slices_of(name), &facts.name));
+        let before = match check {
+            Some(check) => self.checks.insert(name.clone(), check),
+            None => self.checks.remove(name),
+        };
+        self.checks_stale |= before != check;
     }
 
     /// Everything that the sources said is in the maps. What a full table has no room for does not count: it is named in the log
@@ -334,6 +357,7 @@ impl<D: Dataplane> State<D> {
     fn sync_services(&mut self, services: &BTreeSet<ServiceName>, now: Instant) -> usize {
         let mut applied = 0;
         for name in services {
+            self.note_check(name);
             let desired = self.build(name);
             for warning in desired.iter().flat_map(|desired| &desired.warnings) {
                 if !self.reconciler.status().warnings.get(name).is_some_and(|known| known.contains(warning)) {

@@ -1,10 +1,6 @@
-//! [`Health`]: what the main loop tells, and the two HTTP servers that answer from it.
+//! The HTTP servers, and the tasks around them.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -15,94 +11,70 @@ use axum::{
 };
 use prometheus_client::registry::Registry;
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        watch,
+    },
     task::JoinHandle,
     time::sleep,
 };
 
 use super::{
-    answer::{Answer, headers, json},
+    answer::{headers, json},
     args::HealthConfig,
+    drain,
     listener::listen,
-    state::{Facts, Moment, NodeSeen},
+    ports::Ports,
+    state::Moment,
+    told::Health,
 };
-use crate::metrics::{Metrics, text};
+use crate::{loader::Pins, metrics::text};
 
 /// Pause before an address that could not be bound is tried again; as kube-proxy's.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// What /proxyMode says. kube-proxy says iptables, ipvs or nftables.
 pub const PROXY_MODE: &str = "ebpf";
+const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// A clone tells and answers the same.
-#[derive(Clone, Debug)]
-pub struct Health {
-    facts: Arc<Mutex<Facts>>,
-    metrics: Metrics,
-}
-
-/// Ends the servers when it is dropped.
-#[derive(Debug)]
+/// Everything that listens. Ends when it is dropped; [`Servers::end`] does so with care.
 pub struct Servers {
-    tasks: Vec<JoinHandle<()>>,
+    config: HealthConfig,
+    health: Health,
+    /// Told to end, and then waited for.
+    serving: Vec<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
+    end: watch::Sender<bool>,
     fatal: UnboundedReceiver<anyhow::Error>,
     fail: UnboundedSender<anyhow::Error>,
-    config: HealthConfig,
-}
-
-impl Health {
-    pub fn new(metrics: Metrics) -> Self {
-        Self { facts: Arc::default(), metrics }
-    }
-
-    /// Something was heard that has to be written.
-    pub fn queued(&self) {
-        self.lock().queued(Moment::now());
-    }
-
-    /// Everything heard is written.
-    pub fn updated(&self) {
-        self.lock().updated(Moment::now());
-    }
-
-    pub fn node_is(&self, node: NodeSeen) {
-        self.lock().node = node;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn livez(&self, now: Moment) -> Answer {
-        let facts = *self.lock();
-        Answer::livez(&facts, facts.is_live(now), now)
-    }
-
-    fn healthz(&self, now: Moment) -> Answer {
-        let facts = *self.lock();
-        Answer::healthz(&facts, facts.is_live(now), now)
-    }
 }
 
 impl Servers {
-    /// /livez and /healthz.
+    /// /livez, /healthz and the health checks of Services: also while this agent waits as standby.
     pub fn start(config: HealthConfig, health: &Health) -> Self {
         let (fail, fatal) = unbounded_channel();
-        let mut servers = Self { tasks: Vec::new(), fatal, fail, config };
+        let (serving, others) = (Vec::new(), Vec::new());
+        let end = watch::Sender::new(false);
+        let mut servers = Self { config, health: health.clone(), serving, others, end, fatal, fail };
         let router =
             Router::new().route("/livez", any(livez)).route("/healthz", any(healthz)).with_state(health.clone());
         servers.serve("healthz", servers.config.healthz, router);
+        let ports = Ports::new(health.clone()).follow(servers.end.subscribe());
+        servers.serving.push(tokio::spawn(ports));
+        servers.others.push(tokio::spawn(health.clone().follow_board()));
         servers
     }
 
-    /// /metrics and /proxyMode, once this agent is the node's one writer: two that count in turns would make no sense.
-    pub fn start_metrics(&mut self, health: &Health) {
+    /// This agent is the node's one writer now. Only such a one serves /metrics and /proxyMode: two that count in turns would
+    /// make no sense.
+    pub fn take_over(&mut self, pins: &Pins) {
+        self.others.push(tokio::spawn(self.health.clone().post(pins.clone())));
         let mut registry = Registry::default();
-        health.metrics.register(&mut registry);
+        self.health.metrics().register(&mut registry);
         let router = Router::new()
             .route("/metrics", any(metrics))
             .with_state(Arc::new(registry))
-            .route("/proxyMode", any(async || (headers("text/plain; charset=utf-8"), PROXY_MODE)))
-            .route("/healthz", any(async || (headers("text/plain; charset=utf-8"), "ok")));
+            .route("/proxyMode", any(async || (headers(PLAIN), PROXY_MODE)))
+            .route("/healthz", any(async || (headers(PLAIN), "ok")));
         self.serve("metrics", self.config.metrics, router);
     }
 
@@ -114,27 +86,35 @@ impl Servers {
         }
     }
 
+    /// Serves those who have connected, then closes. A standby answers from here on.
+    pub async fn end(mut self) {
+        self.end.send_replace(true);
+        drain::wait_for(self.serving.drain(..)).await;
+    }
+
     fn serve(&mut self, name: &'static str, address: Option<SocketAddr>, router: Router) {
         let Some(address) = address else { return };
-        let hard_fail = self.config.hard_fail;
-        let fail = self.fail.clone();
-        self.tasks.push(tokio::spawn(async move {
+        let (hard_fail, fail, end) = (self.config.hard_fail, self.fail.clone(), self.end.subscribe());
+        let health = self.health.clone();
+        self.serving.push(tokio::spawn(async move {
             let mut told = false;
             loop {
-                let error = match listen(address) {
+                let result = match listen(address) {
                     Ok(listener) => {
                         tracing::info!(%address, "serving {name}");
-                        axum::serve(listener, router.clone()).await.err()
+                        let health = health.clone();
+                        drain::serve(listener, router.clone(), end.clone(), move || health.other_socket()).await
                     }
-                    Err(error) => Some(error),
+                    Err(error) => Err(error),
                 };
-                let Some(error) = error else { return };
+                let Err(error) = result else { return };
                 if hard_fail {
                     let _ = fail.send(anyhow::anyhow!("serve {name} on {address}: {error}"));
                     return;
                 }
                 if !std::mem::replace(&mut told, true) {
-                    tracing::error!(%address, %error, "cannot serve {name}; tried again every {} s", BIND_AGAIN.as_secs());
+                    let pause = BIND_AGAIN.as_secs();
+                    tracing::error!(%address, %error, "cannot serve {name}; tried again every {pause} s");
                 }
                 sleep(BIND_AGAIN).await;
             }
@@ -144,19 +124,19 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.serving.iter().chain(&self.others).for_each(JoinHandle::abort);
     }
 }
 
 async fn livez(State(health): State<Health>) -> Response {
     let answer = health.livez(Moment::now());
-    health.metrics.kube_proxy().count_livez(answer.ok);
+    health.metrics().kube_proxy().count_livez(answer.ok);
     json(answer.ok, &answer.body)
 }
 
 async fn healthz(State(health): State<Health>) -> Response {
     let answer = health.healthz(Moment::now());
-    health.metrics.kube_proxy().count_healthz(answer.ok);
+    health.metrics().kube_proxy().count_healthz(answer.ok);
     json(answer.ok, &answer.body)
 }
 

@@ -22,7 +22,7 @@ impl Moment {
         Self { boot_ns: boot.map_or(0, ns), wall_ns: wall.map_or(0, ns) }
     }
 
-    fn is_later_than(self, boot_ns: u64, limit: Duration) -> bool {
+    pub(super) fn is_later_than(self, boot_ns: u64, limit: Duration) -> bool {
         u128::from(self.boot_ns.saturating_sub(boot_ns)) >= limit.as_nanos()
     }
 }

@@ -2,6 +2,7 @@
 //! and what the node's traffic sees of it. One function per test, each with a world of its own.
 
 mod control;
+mod health;
 
 use std::time::Duration;
 
@@ -40,6 +41,9 @@ const TESTS: &[Test] = &[
     ("service_ranges_follow_the_api", "12", || service_ranges().boxed()),
     ("host_ports_follow_the_api", "20", || host_ports().boxed()),
     ("a_malformed_object_stops_nobody", "bad-input", || malformed().boxed()),
+    ("health_of_the_node_over_http", "21", || health::node_health().boxed()),
+    ("health_check_ports_follow_their_services", "22", || health::check_port().boxed()),
+    ("a_rolling_update_leaves_no_health_check_unanswered", "21, 22", || health::rolling().boxed()),
     ("lists_a_whole_cluster", "1", || whole_cluster().boxed()),
 ];
 
