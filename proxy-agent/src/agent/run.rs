@@ -66,6 +66,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         Source::Kubernetes(kubernetes) => Events::start(kubernetes, &config.node_name, &mut tasks),
         Source::Manifests(_) => Events::off(),
     };
+    health.report_to(told.clone());
     state.report_to(told);
     tasks.spawn(follow_source(config.source, config.node_name.clone(), events));
     state.sync_service_cidrs(Instant::now());

@@ -21,7 +21,6 @@ mod told;
 pub use args::{HealthArgs, HealthConfig};
 pub use board::HEALTH_MAP;
 pub use checks::{Checks, ServiceCheck};
-pub use ports::Complain;
 pub use server::{PROXY_MODE, Servers};
 pub use state::{Facts, Moment, NodeSeen, UPDATE_LIMIT};
 pub use told::Health;

@@ -39,9 +39,6 @@ struct NameBody<'a> {
     name: &'a str,
 }
 
-/// Who is told of a port that could not be bound.
-pub type Complain = Box<dyn Fn(&ServiceName, &str) + Send + Sync>;
-
 pub(super) struct Ports {
     health: Health,
     open: BTreeMap<u16, Open>,
@@ -123,7 +120,7 @@ impl Ports {
             if !self.complained.contains(refused) {
                 let (service, port) = refused;
                 tracing::warn!(%service, port, "no health check: {why}; tried again every {} s", BIND_AGAIN.as_secs());
-                self.health.complain(service, &format!("health check on port {port}: {why}"));
+                self.health.complain(service, format_args!("no health check on port {port}: {why}"));
             }
         }
         self.complained = failed.iter().map(|(refused, _)| refused.clone()).collect();

@@ -1,6 +1,7 @@
 //! [`Health`]: what the main loop tells, and what is answered from it.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -15,10 +16,15 @@ use super::{
     answer::Answer,
     board::{Board, BoardError},
     checks::Checks,
-    ports::Complain,
     state::{Facts, Moment, NodeSeen},
 };
-use crate::{agent::Role, loader::Pins, metrics::Metrics, model::ServiceName};
+use crate::{
+    agent::Role,
+    events::{Events, Reason, object_of},
+    loader::Pins,
+    metrics::Metrics,
+    model::ServiceName,
+};
 
 /// How often the active agent says that it is there, and a standby looks which ports it has to answer on.
 const POST_INTERVAL: Duration = Duration::from_secs(1);
@@ -36,7 +42,7 @@ struct Inner {
     pin_root: PathBuf,
     /// What others posted: opened once it is needed.
     posted: Mutex<Option<Board>>,
-    complain: OnceLock<Complain>,
+    events: OnceLock<Events>,
     metrics: Metrics,
 }
 
@@ -55,7 +61,7 @@ impl Health {
             role,
             pin_root: pin_root.to_owned(),
             posted: Mutex::default(),
-            complain: OnceLock::new(),
+            events: OnceLock::new(),
             metrics,
         }))
     }
@@ -87,13 +93,13 @@ impl Health {
     }
 
     /// Who is told of a port that could not be bound, beside the log. Once.
-    pub fn complain_to(&self, complain: Complain) {
-        let _ = self.0.complain.set(complain);
+    pub fn report_to(&self, events: Events) {
+        let _ = self.0.events.set(events);
     }
 
-    pub(super) fn complain(&self, service: &ServiceName, why: &str) {
-        if let Some(complain) = self.0.complain.get() {
-            complain(service, why);
+    pub(super) fn complain(&self, service: &ServiceName, why: impl fmt::Display) {
+        if let Some(events) = self.0.events.get() {
+            events.warn(object_of(service), Reason::FailedToStartServiceHealthcheck, why);
         }
     }
 
