@@ -6,6 +6,7 @@
 //! * [`world`]: namespaces as nodes, pods and clients, and the processes inside them.
 //! * [`bench`]: ratios of Service traffic to straight traffic.
 //! * [`demo`]: the objects of a running world, and the table of paths that `weir-rig demo` prints.
+//! * [`deploy`]: the manifests of `deploy/`, put together and run as pods of a node.
 //! * [`echo`] and [`call`]: what the process inside a namespace does (serve, call others).
 //! * [`scenario`]: scenario files, and the machines that play them; [`suite`]: the test suites.
 //! * [`fuzz`]: random packets through the model and the loaded programs.
@@ -17,6 +18,7 @@ pub mod apiserver;
 pub mod bench;
 pub mod call;
 pub mod demo;
+pub mod deploy;
 pub mod echo;
 pub mod fuzz;
 pub mod scenario;

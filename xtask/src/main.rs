@@ -1,4 +1,4 @@
-//! Everything a developer runs: `cargo xtask setup | build-ebpf | test | vmtest | demo | bench`.
+//! Everything a developer runs: `cargo xtask setup | build-ebpf | image | test | vmtest | demo | bench`.
 //! Reads the command line and decides the exit code; each command lives in a module of its own.
 
 mod apt;
@@ -6,6 +6,7 @@ mod build_ebpf;
 mod cache;
 mod doc_links;
 mod elf;
+mod image;
 mod launch;
 mod run;
 mod setup;
@@ -48,6 +49,8 @@ enum Command {
         #[arg(long)]
         report: bool,
     },
+    /// Build the agent as a container image in one file, without a container engine
+    Image(image::Options),
     /// Run every check and test; the last line is `N passed, N failed, N skipped`
     Test(test::Options),
     /// Boot other kernels in qemu, and there load, attach and run the scenarios of the kernel suite
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Setup { check: false } => setup::ensure(setup::Scope::All).map(|()| ExitCode::SUCCESS),
         Command::BuildEbpf { toolchain, deny_warnings, report } => build_ebpf::run(toolchain, deny_warnings)
             .and_then(|code| if report { launch::programs() } else { Ok(code) }),
+        Command::Image(options) => image::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Vmtest(options) => vmtest::run(&options),
         Command::Demo { args } => launch::demo(&args),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    build_ebpf, doc_links, run,
+    build_ebpf, doc_links, image, run,
     setup::{self, Scope},
     summary::{self, Counts},
     toolchain::Choice,
@@ -54,6 +54,8 @@ enum Stage {
     Netns,
     /// The agent against the API server double (root)
     Agent,
+    /// The image without optimisation, run as the manifests say (root)
+    Image,
     /// Load, attach and all scenarios on other kernels, in qemu (`cargo xtask vmtest` also runs real agents and sockets there)
     Kernels,
 }
@@ -134,6 +136,7 @@ fn run_stage(ledger: &mut Ledger, stage: Stage, root: Root) {
         Stage::Fuzz => ledger.stage("fuzz", || suite("fuzz", root)),
         Stage::Netns => ledger.stage("netns", || suite("netns", root)),
         Stage::Agent => ledger.stage("agent", || suite("agent", root)),
+        Stage::Image => ledger.stage("image", || image::build_for_tests().and_then(|()| suite("image", root))),
         Stage::Kernels => ledger.stage("kernels", || vmtest::stage().map(Some)),
     };
 }

@@ -13,6 +13,7 @@ use proxy_rig::{
     bench::{self, Bench},
     call::process,
     demo::{self, DemoArgs},
+    deploy::container::Container,
     echo::Identity,
     suite::{self, SuiteArgs},
     vmguest,
@@ -58,6 +59,9 @@ enum Command {
     Reap,
     /// Run a command in a namespace and cgroup of a world
     ExecIn(ExecIn),
+    /// Become the program of a container, as its spec in a file says
+    #[command(hide = true)]
+    Container { spec: PathBuf },
     /// Serve and call others inside a namespace, told by standard input
     #[command(hide = true)]
     PodServer(PodServer),
@@ -101,6 +105,7 @@ impl Cli {
             Command::VmGuest { sockets, scenarios } => match vmguest::run(sockets, scenarios.as_deref())? {},
             Command::Reap => reap(),
             Command::ExecIn(args) => exec_in(args),
+            Command::Container { spec } => match Container::load(&spec)?.exec()? {},
             Command::PodServer(args) => block_on(serve(args)),
         }
     }

@@ -3,6 +3,7 @@
 
 mod control;
 mod health;
+pub(super) mod image;
 
 use std::time::Duration;
 

@@ -39,6 +39,8 @@ pub enum Suite {
     Netns,
     /// The agent against the API server double (root)
     Agent,
+    /// The image of `cargo xtask image`, run as the manifests of deploy/ say (root)
+    Image,
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,6 +61,7 @@ pub fn run(args: &SuiteArgs) -> Result<ExitCode> {
         Suite::Fuzz => fuzz::tests(),
         Suite::Netns => netns::tests()?,
         Suite::Agent => agent::tests()?,
+        Suite::Image => agent::image::tests(),
     };
     if options.test_threads.is_none() && args.suite != Suite::Model {
         // Two cores are all that a small machine has, and each of these tests brings several processes or a whole object.

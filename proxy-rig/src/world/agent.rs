@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -39,19 +39,25 @@ pub struct Agent {
 
 impl Agent {
     pub(super) fn start(node: &Node, program: &Path, args: &[&str]) -> Result<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let log = node.run().dir().join(format!("{}-agent-{number}.log", node.name()));
-        let file = File::create(&log).with_context(|| log.display().to_string())?;
-        let child = node
-            .command(program)?
+        let mut command = node.command(program)?;
+        command
             .arg("agent")
             .args(["--hostname-override", node.name()])
             .arg("--cgroup-root")
             .arg(node.cgroup_path())
             .arg("--pin-root")
             .arg(node.pin_dir())
-            .args(args)
+            .args(args);
+        Self::spawn(node, command)
+    }
+
+    /// The command is the agent, or becomes it.
+    pub(crate) fn spawn(node: &Node, mut command: Command) -> Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let log = node.run().dir().join(format!("{}-agent-{number}.log", node.name()));
+        let file = File::create(&log).with_context(|| log.display().to_string())?;
+        let child = command
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(file.try_clone().context("sharing the agent's log")?)

@@ -3,6 +3,7 @@
 //! Called by the agent's main: [`connect`] makes the client, [`watch`] runs for as long as the agent does.
 //! Objects are reduced when they arrive and not kept here, only their names.
 
+mod access;
 mod client;
 #[cfg(test)]
 pub(crate) mod heard;
@@ -22,6 +23,7 @@ use kube::{
 };
 use tokio::{sync::mpsc, time};
 
+pub use access::{Asked, asked};
 pub use client::{ConnectError, KubernetesConfig, Wanted, connect};
 
 use self::{listing::Listing, tolerant::Tolerant, watched::Watched};
