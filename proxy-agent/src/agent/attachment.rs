@@ -9,6 +9,7 @@ use std::{
 use crate::{
     loader::{Attacher, ConnectHooks, LoaderError},
     node::NodeView,
+    takeover::Adoption,
 };
 
 /// How long after a failed attachment the next attempt is made.
@@ -18,8 +19,11 @@ pub(super) struct Attachment {
     attacher: Attacher,
     connect_hooks: ConnectHooks,
     cgroup: PathBuf,
-    /// Tables were made anew: programs of an earlier agent, if any, work on the old ones until the new ones are filled.
+    /// Tables were made anew: programs of an earlier agent, if any, work on the old ones until the new ones are filled. Where
+    /// there are none, another proxy may serve the Services, which an empty table must not take from it.
     waits_for_sync: bool,
+    /// On a node where Weir was not before: what is done just before and just after the programs come.
+    adoption: Option<Adoption>,
     started: bool,
     retry_at: Option<Instant>,
     /// The last errors, so that each is logged once.
@@ -27,8 +31,24 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    pub(super) fn new(attacher: Attacher, connect_hooks: ConnectHooks, cgroup: PathBuf, waits_for_sync: bool) -> Self {
-        Self { attacher, connect_hooks, cgroup, waits_for_sync, started: false, retry_at: None, known: Vec::new() }
+    pub(super) fn new(
+        attacher: Attacher,
+        connect_hooks: ConnectHooks,
+        cgroup: PathBuf,
+        replaced: bool,
+        adoption: Adoption,
+    ) -> Self {
+        let is_new = !attacher.is_attached();
+        Self {
+            attacher,
+            connect_hooks,
+            cgroup,
+            waits_for_sync: replaced || is_new,
+            adoption: is_new.then_some(adoption),
+            started: false,
+            retry_at: None,
+            known: Vec::new(),
+        }
     }
 
     /// The tables are filled.
@@ -52,7 +72,11 @@ impl Attachment {
         }
         let name = |index: u32| view.net().link(index).map(|link| link.name.clone()).unwrap_or_default();
         let wanted: BTreeMap<u32, String> = view.roles().keys().map(|index| (*index, name(*index))).collect();
+        let adoption = self.adoption.take();
+        adopt(adoption.as_ref());
         let mut errors = self.attacher.sync_interfaces(&wanted);
+        // Those that came meanwhile.
+        adopt(adoption.as_ref());
         if !self.started {
             match self.start(&wanted) {
                 Ok(()) => self.started = true,
@@ -82,5 +106,15 @@ impl Attachment {
             tracing::error!("{text}; tried again every {} s", RETRY.as_secs());
         }
         self.known = texts;
+    }
+}
+
+fn adopt(adoption: Option<&Adoption>) {
+    match adoption.map(Adoption::run) {
+        Some(Err(error)) => tracing::warn!("connections that use our source ports already may lose answers: {error}"),
+        Some(Ok(count)) if count > 0 => {
+            tracing::info!(count, "connections that use our source ports already keep them")
+        }
+        _ => {}
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     object,
     reconcile::{self, Reconciler},
     sources::{kubernetes, manifests},
+    takeover::Adoption,
 };
 
 /// Pause after a source or the netlink watch failed.
@@ -131,9 +132,10 @@ fn load(config: &AgentConfig, object: &[u8], metrics: Metrics) -> anyhow::Result
     let settings =
         Settings { external_ranges: config.external_ranges.clone(), service_cidrs: config.service_cidrs.clone() };
     let state = State::new(&config.node_name, view, reconciler, settings, metrics);
-    let waits_for_sync = !loaded.replaced.is_empty();
+    let replaced = !loaded.replaced.is_empty();
+    let adoption = Adoption { pin_dir: pins.dir().to_owned(), ports: config.snat_ports };
     let attacher = Attacher::new(loaded.ebpf, pins, config.placement);
-    Ok((Attachment::new(attacher, config.connect_hooks, cgroup, waits_for_sync), state))
+    Ok((Attachment::new(attacher, config.connect_hooks, cgroup, replaced, adoption), state))
 }
 
 struct Loop {

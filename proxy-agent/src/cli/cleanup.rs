@@ -1,11 +1,13 @@
-//! `weir cleanup`: the node as it was before Weir, at once or after the last translated flow.
+//! `weir cleanup`: the node as it was before Weir, at once or after the last translated flow; or without kube-proxy's rules.
 
 mod drain;
+mod kube_proxy;
 mod left;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use nix::unistd::{chdir, chroot};
 use proxy_common::abi::Config;
 use serde::Serialize;
 
@@ -13,24 +15,40 @@ use super::{
     output::{Format, print_json},
     tables,
 };
-use crate::loader::{self, WriterLock};
+use crate::{
+    loader::{self, WriterLock},
+    takeover,
+};
 use drain::DrainArgs;
+use kube_proxy::KubeProxyArgs;
 use left::Left;
 
 pub(super) use drain::FlowsCut;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CleanupArgs {
-    /// Also while an agent is running
+    /// Also while an agent is running; with --kube-proxy: also while kube-proxy is running, or if Weir serves nothing
     #[arg(long, conflicts_with = "drain")]
     force: bool,
     #[command(flatten)]
     drain: DrainArgs,
+    #[command(flatten)]
+    kube_proxy: KubeProxyArgs,
+    /// The node's root directory, for a container that has it mounted: pins, processes and programs (nft, iptables) are found
+    /// there
+    #[arg(long, value_name = "DIR")]
+    host_root: Option<PathBuf>,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
 pub(super) fn run(pin_root: &Path, args: &CleanupArgs) -> anyhow::Result<()> {
+    if let Some(root) = &args.host_root {
+        chroot(root).and_then(|()| chdir("/")).with_context(|| format!("change the root to {}", root.display()))?;
+    }
+    if args.kube_proxy.kube_proxy {
+        return kube_proxy::run(pin_root, &args.kube_proxy, args.force, args.output);
+    }
     if !pin_root.exists() {
         return nothing_there(pin_root, args.output);
     }
@@ -74,6 +92,7 @@ struct Removal {
 fn remove(pin_root: &Path, cut: Option<Left>, output: Format) -> anyhow::Result<usize> {
     let flows = cut.as_ref().map_or(0, Left::total);
     let removed = loader::cleanup(pin_root).context("clean up")?;
+    takeover::remove_handover().context("remove the table of the handover from kube-proxy")?;
     let removal = Removal { attachments: removed.attachments, maps: removed.maps, cut };
     match output {
         Format::Json => println!("{}", serde_json::to_string(&removal)?),

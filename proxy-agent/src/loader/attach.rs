@@ -14,7 +14,7 @@ use aya::{Ebpf, util::KernelVersion};
 use super::{
     LoaderError,
     clsact::{self, TcBackend},
-    hooks::{CGROUP_HOOKS, Hook, TC_HOOKS},
+    hooks::{CGROUP_HOOKS, EGRESS, Hook, INGRESS, TC_HOOKS},
     pin_error,
     pins::Pins,
     sys::{self, LinkTarget, Order},
@@ -65,19 +65,32 @@ impl Attacher {
             self.forget_interface(index);
         }
         let mut errors = Vec::new();
-        for (index, name) in wanted {
-            if self.done.contains_key(index) {
-                continue;
-            }
-            match self.attach_interface(*index, name) {
-                Ok(how) => {
-                    tracing::info!(interface = %name, ifindex = index, ?how, "tc programs attached");
-                    self.done.insert(*index, name.clone());
+        let mut new: Vec<_> = wanted.iter().filter(|(index, _)| !self.done.contains_key(index)).collect();
+        let mut how = BTreeMap::new();
+        // Answers must find their program on every interface before the first request is translated on one.
+        for hook in [&EGRESS, &INGRESS] {
+            new.retain(|(index, name)| match self.attach_hook(hook, **index, name) {
+                Ok(one) => {
+                    let both = how.entry(**index).or_insert(one);
+                    *both = if one == Attached::New { one } else { *both };
+                    true
                 }
-                Err(error) => errors.push(error),
-            }
+                Err(error) => {
+                    errors.push(error);
+                    false
+                }
+            });
+        }
+        for (index, name) in new {
+            tracing::info!(interface = %name, ifindex = index, how = ?how.get(index), "tc programs attached");
+            self.done.insert(*index, name.clone());
         }
         errors
+    }
+
+    /// Whether any program of an earlier agent is on an interface.
+    pub fn is_attached(&self) -> bool {
+        interface_pins(&self.pins).is_ok_and(|pins| !pins.is_empty())
     }
 
     /// Removes pins of interfaces that are not in `wanted`: left by an earlier agent for interfaces that went since, or that
@@ -99,22 +112,18 @@ impl Attacher {
 
     /// Attaches both tc programs to one interface of the own network namespace.
     pub fn attach_interface(&mut self, index: u32, name: &str) -> Result<Attached, LoaderError> {
-        let mut how = Attached::Replaced;
-        for hook in &TC_HOOKS {
-            let one = if self.by_tcx {
-                self.attach_tcx(hook, index, name)?
-            } else {
-                clsact::attach(&mut self.ebpf, hook, index, name, &self.pins, self.placement.order)?
-            };
-            fault::reach(if hook.program == "tc_ingress" {
-                FaultPoint::IngressAttached
-            } else {
-                FaultPoint::EgressAttached
-            });
-            if one == Attached::New {
-                how = Attached::New;
-            }
-        }
+        let egress = self.attach_hook(&EGRESS, index, name)?;
+        let ingress = self.attach_hook(&INGRESS, index, name)?;
+        Ok(if egress == Attached::New { egress } else { ingress })
+    }
+
+    fn attach_hook(&mut self, hook: &Hook, index: u32, name: &str) -> Result<Attached, LoaderError> {
+        let how = if self.by_tcx {
+            self.attach_tcx(hook, index, name)?
+        } else {
+            clsact::attach(&mut self.ebpf, hook, index, name, &self.pins, self.placement.order)?
+        };
+        fault::reach(if *hook == INGRESS { FaultPoint::IngressAttached } else { FaultPoint::EgressAttached });
         Ok(how)
     }
 

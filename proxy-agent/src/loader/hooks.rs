@@ -19,7 +19,9 @@ const fn hook(program: &'static str, attach_type: bpf_attach_type) -> Hook {
 }
 
 /// On every interface.
-pub const TC_HOOKS: [Hook; 2] = [hook("tc_ingress", BPF_TCX_INGRESS), hook("tc_egress", BPF_TCX_EGRESS)];
+pub const TC_HOOKS: [Hook; 2] = [INGRESS, EGRESS];
+pub(super) const INGRESS: Hook = hook("tc_ingress", BPF_TCX_INGRESS);
+pub(super) const EGRESS: Hook = hook("tc_egress", BPF_TCX_EGRESS);
 
 /// On the cgroup root.
 pub const CGROUP_HOOKS: [Hook; 9] = [
