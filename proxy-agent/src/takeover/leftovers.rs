@@ -64,6 +64,7 @@ impl Plan {
         // Sets are in use as long as rules name them, so they come last; so do the servers behind the rules.
         iptables::look(&mut plan, &nft)?;
         ipvs::look(&mut plan)?;
+        nft::hand_over(&mut plan, &nft);
         Ok(plan)
     }
 

@@ -1,8 +1,8 @@
 //! kube-proxy's nftables mode: the tables `ip kube-proxy` and `ip6 kube-proxy`, which are its alone.
 //!
-//! The kernel translates the packets of known connections only while some chain of type nat is there; with the last of a
-//! family, every connection that kube-proxy translated would break. So if there is no other, an empty one takes its place in the
-//! same transaction, in a table of our own, until no translated connection is left.
+//! The kernel tracks and translates packets only while some rule or chain asks for it. If kube-proxy's were the last, every
+//! connection that they translated would break with them. So a table of our own with an empty chain of type nat, whose only rule
+//! asks for connection tracking, comes before anything goes, and stays until no connection needs it.
 
 use std::collections::BTreeSet;
 
@@ -24,68 +24,61 @@ pub(super) struct Ruleset {
     pub(super) known: bool,
     /// Family and name.
     tables: BTreeSet<(String, String)>,
-    /// Those with a chain of type nat.
-    with_nat: BTreeSet<(String, String)>,
     /// Family, table and chain.
     pub(super) chains: BTreeSet<(String, String, String)>,
 }
 
 pub(super) fn look(plan: &mut Plan) -> Result<Ruleset, ProgramError> {
-    let Some(listing) = ask("nft", &["list", "chains"])? else {
+    let Some(chains) = ask("nft", &["list", "chains"])? else {
         plan.missing.push("nft is not installed: tables of nftables were not looked for".to_owned());
         return Ok(Ruleset::default());
     };
     let tables = ask("nft", &["list", "tables"])?.unwrap_or_default();
-    let ruleset = parse(&tables, &listing);
-    for family in FAMILIES {
-        family_steps(plan, &ruleset, family);
+    let ruleset = parse(&tables, &chains);
+    for family in FAMILIES.into_iter().filter(|family| ruleset.has(family, KUBE_PROXY)) {
+        let items = vec![Item { name: format!("{family} {KUBE_PROXY}"), ..item() }];
+        plan.steps.push(Step { action: nft(format!("delete table {family} {KUBE_PROXY}\n")), items });
     }
     Ok(ruleset)
 }
 
-fn family_steps(plan: &mut Plan, ruleset: &Ruleset, family: &'static str) {
-    let has = |name: &str| ruleset.tables.contains(&(family.to_owned(), name.to_owned()));
-    let nat_elsewhere = ruleset.has_other_nat(family) || legacy_nat(family);
-    let handover = Item { kind: "table", name: format!("{family} {HANDOVER}"), ..item() };
-    if has(KUBE_PROXY) {
-        let mut input = String::new();
-        if !nat_elsewhere {
-            input = format!(
-                "add table {family} {HANDOVER}\n\
-                 add chain {family} {HANDOVER} nat {{ type nat hook postrouting priority srcnat ; }}\n"
-            );
-            plan.kept.push(Kept {
-                item: handover,
-                why: "new: without any nat chain the kernel translates no packet".into(),
-            });
-        }
-        input.push_str(&format!("delete table {family} {KUBE_PROXY}\n"));
-        let items = vec![Item { kind: "table", name: format!("{family} {KUBE_PROXY}"), ..item() }];
-        plan.steps.push(Step { action: nft(input), items });
-    } else if has(HANDOVER) {
-        match kernel_flows() {
-            _ if nat_elsewhere => plan.steps.push(handover_step(family, handover)),
-            Ok(flows) if count(&flows, family) == 0 => plan.steps.push(handover_step(family, handover)),
-            Ok(flows) => {
-                let why = format!("the kernel still translates {} connections", count(&flows, family));
-                plan.kept.push(Kept { item: handover, why });
+/// Our own table, once it is known what goes.
+pub(super) fn hand_over(plan: &mut Plan, ruleset: &Ruleset) {
+    for family in FAMILIES {
+        let name = format!("{family} {HANDOVER}");
+        let goes = |item: &Item| (family == "ip6") == (item.by.starts_with("ip6") || item.name.starts_with("ip6 "));
+        if plan.items().any(goes) {
+            if !ruleset.known {
+                plan.notes.push(NO_HANDOVER.to_owned());
+                return;
             }
-            Err(error) => {
-                plan.kept.push(Kept { item: handover, why: format!("list the kernel's connections: {error}") })
+            let input = format!(
+                "add table {name}\nadd chain {name} nat {{ type nat hook postrouting priority srcnat ; }}\n\
+                 flush chain {name} nat\nadd rule {name} nat ct state new accept\n"
+            );
+            plan.steps.insert(0, Step { action: nft(input), items: vec![] });
+            let why = "so that the kernel goes on to translate the connections that kube-proxy translated".to_owned();
+            plan.kept.push(Kept { item: Item { name, ..item() }, why });
+        } else if ruleset.has(family, HANDOVER) {
+            let item = Item { name: name.clone(), ..item() };
+            match kernel_flows().map(|flows| count(&flows, family)) {
+                Ok(0) => plan.steps.push(Step { action: nft(format!("delete table {name}\n")), items: vec![item] }),
+                Ok(count) => {
+                    plan.kept.push(Kept { item, why: format!("the kernel still translates {count} connections") });
+                }
+                Err(error) => plan.kept.push(Kept { item, why: format!("list the kernel's connections: {error}") }),
             }
         }
     }
 }
 
-fn handover_step(family: &str, handover: Item) -> Step {
-    Step { action: nft(format!("delete table {family} {HANDOVER}\n")), items: vec![handover] }
-}
+const NO_HANDOVER: &str =
+    "without nft, connections that kube-proxy translated live on only if rules of others track connections";
 
+/// Connections to a Service, by all that the kernel knows: their destination changes.
 fn count(flows: &[KernelFlow], family: &str) -> usize {
-    flows
-        .iter()
-        .filter(|flow| flow.is_translated() && flow.is_open() && flow.from.is_ipv4() == (family == "ip"))
-        .count()
+    let to_service = |flow: &&KernelFlow| flow.is_open() && flow.to != flow.answer_from;
+    flows.iter().filter(to_service).filter(|flow| flow.from.is_ipv4() == (family == "ip")).count()
 }
 
 fn item() -> Item {
@@ -102,7 +95,7 @@ pub fn remove_handover() -> Result<usize, ProgramError> {
     let ruleset = parse(&tables, "");
     let mut removed = 0;
     for family in FAMILIES {
-        if ruleset.tables.contains(&(family.to_owned(), HANDOVER.to_owned())) {
+        if ruleset.has(family, HANDOVER) {
             run("nft", &["delete", "table", family, HANDOVER], "")?;
             removed += 1;
         }
@@ -110,17 +103,9 @@ pub fn remove_handover() -> Result<usize, ProgramError> {
     Ok(removed)
 }
 
-/// True if iptables' own module has its nat table in this network namespace.
-fn legacy_nat(family: &str) -> bool {
-    let names = if family == "ip" { "/proc/net/ip_tables_names" } else { "/proc/net/ip6_tables_names" };
-    std::fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "nat"))
-}
-
 impl Ruleset {
-    /// A chain of type nat that is neither kube-proxy's nor ours.
-    fn has_other_nat(&self, family: &str) -> bool {
-        let mut tables = self.with_nat.iter();
-        tables.any(|(of, name)| (of == family || of == "inet") && name != KUBE_PROXY && name != HANDOVER)
+    fn has(&self, family: &str, table: &str) -> bool {
+        self.tables.contains(&(family.to_owned(), table.to_owned()))
     }
 }
 
@@ -139,9 +124,6 @@ fn parse(tables: &str, chains: &str) -> Ruleset {
             ["chain", name, "{"] => {
                 ruleset.chains.insert((table.0.clone(), table.1.clone(), name.to_owned()));
             }
-            ["type", "nat", ..] => {
-                ruleset.with_nat.insert(table.clone());
-            }
             _ => {}
         }
     }
@@ -152,14 +134,31 @@ fn parse(tables: &str, chains: &str) -> Ruleset {
 mod tests {
     use super::*;
 
-    const CHAINS: &str = "table ip kube-proxy {\n\tchain nat-prerouting {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n\t}\n\
-                          \tchain services {\n\t}\n}\ntable inet cni {\n\tchain post {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n\t}\n}\n";
+    const CHAINS: &str = "table ip kube-proxy {\n\tchain nat-prerouting {\n\t\ttype nat hook prerouting priority dstnat; policy \
+                          accept;\n\t}\n\tchain services {\n\t}\n}\ntable inet cni {\n\tchain post {\n\t}\n}\n";
 
-    fn steps(tables: &str, chains: &str) -> Plan {
+    #[test]
+    fn listings() {
+        let ruleset = parse("table ip kube-proxy\ntable inet cni\n", CHAINS);
+        assert!(ruleset.has("ip", "kube-proxy") && ruleset.has("inet", "cni") && !ruleset.has("ip6", "kube-proxy"));
+        let chains: Vec<_> = ruleset.chains.iter().map(|(_, table, chain)| format!("{table} {chain}")).collect();
+        assert_eq!(chains, ["cni post", "kube-proxy nat-prerouting", "kube-proxy services"]);
+    }
+
+    #[test]
+    fn our_table_comes_first_and_per_family() {
         let mut plan = Plan::default();
-        let ruleset = parse(tables, chains);
-        FAMILIES.into_iter().for_each(|family| family_steps(&mut plan, &ruleset, family));
-        plan
+        let chain =
+            Item { by: "ip6tables-nft".into(), table: "nat".into(), kind: "chain", name: "KUBE-SERVICES".into() };
+        plan.steps.push(Step { action: nft(String::new()), items: vec![chain] });
+        hand_over(&mut plan, &parse("", ""));
+        let inputs: Vec<&str> = plan.steps.iter().map(input).collect();
+        assert_eq!(inputs.len(), 2);
+        assert!(inputs[0].starts_with("add table ip6 weir-handover\n"), "{inputs:?}");
+        assert_eq!(plan.kept[0].item.name, "ip6 weir-handover");
+        let mut unknown = Plan { kept: vec![], ..plan };
+        hand_over(&mut unknown, &Ruleset::default());
+        assert_eq!((unknown.kept.len(), unknown.notes.len()), (0, 1));
     }
 
     fn input(step: &Step) -> &str {
@@ -167,26 +166,5 @@ mod tests {
             Action::Program { input, .. } => input,
             Action::RemoveLink(_) => panic!("{step:?}"),
         }
-    }
-
-    #[test]
-    fn the_tables_go_and_others_stay() {
-        let plan = steps("table ip kube-proxy\ntable inet cni\ntable ip6 kube-proxy\n", CHAINS);
-        let names: Vec<_> = plan.items().map(|item| item.name.as_str()).collect();
-        assert_eq!(names, ["ip kube-proxy", "ip6 kube-proxy"]);
-        assert_eq!(input(&plan.steps[0]), "delete table ip kube-proxy\n", "the CNI has a nat chain in either family");
-        assert!(plan.kept.is_empty());
-    }
-
-    #[test]
-    fn the_last_nat_chain_is_replaced() {
-        let only = CHAINS.split("table inet").next().unwrap();
-        let plan = steps("table ip kube-proxy\n", only);
-        let lines: Vec<_> = input(&plan.steps[0]).lines().collect();
-        assert_eq!(lines.len(), 3, "{lines:?}");
-        assert!(lines[0].starts_with("add table ip weir-handover"));
-        assert!(lines[1].contains("type nat hook postrouting"));
-        assert_eq!(lines[2], "delete table ip kube-proxy");
-        assert_eq!(plan.kept[0].item.name, "ip weir-handover");
     }
 }

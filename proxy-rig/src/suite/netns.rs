@@ -5,6 +5,7 @@
 //!   offloads on and off, run some of them again.
 //! * `small`: a world of its own for each test of `flows`, `floods`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own` and
 //!   `churn`.
+//! * `takeover` too, beside rules of kube-proxy's shape; those of iptables where its programs are installed.
 //! * `sctp` and `trunk` too; those of their tests that need SCTP sockets or VLAN devices are ignored where the kernel has none
 //!   (`cargo xtask vmtest` has).
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
@@ -22,6 +23,7 @@ mod sctp;
 pub(super) mod setup;
 pub(super) mod small;
 mod sockets;
+mod takeover;
 mod trunk;
 mod vanished;
 
@@ -73,6 +75,12 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));
     }
     for (tests, possible) in [(sctp::TESTS, sctp::is_there()), (trunk::VLAN_TESTS, trunk::has_vlan_devices())] {
+        for &(name, rules, test) in tests {
+            let trial = trial(name, rules, move || plaza::runtime()?.block_on(test()));
+            trials.push(trial.with_ignored_flag(!possible || !super::is_root()));
+        }
+    }
+    for (tests, possible) in [(takeover::TESTS, true), (takeover::IPTABLES_TESTS, takeover::has_iptables())] {
         for &(name, rules, test) in tests {
             let trial = trial(name, rules, move || plaza::runtime()?.block_on(test()));
             trials.push(trial.with_ignored_flag(!possible || !super::is_root()));
