@@ -10,6 +10,7 @@ pub mod health;
 pub mod ingest;
 pub mod kubeproxy;
 pub mod loader;
+pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod node;

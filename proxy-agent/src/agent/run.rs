@@ -25,6 +25,7 @@ use crate::{
     fault::{self, FaultPoint},
     health::{Health, Servers},
     loader::{self, Attacher, Pins},
+    logging,
     metrics::{Metrics, Pass},
     model::Event,
     node::{self, NetChange, NodeView, ports, rp_filter, watch},
@@ -63,6 +64,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (events, event_queue) = mpsc::channel(QUEUE);
     let (changes, change_queue) = mpsc::channel(QUEUE);
     tasks.spawn(follow_node(changes));
+    tasks.spawn(logging::control::serve(config.pin_root.clone()));
     let told = match &config.source {
         Source::Kubernetes(kubernetes) => Events::start(kubernetes, &config.node_name, &mut tasks),
         Source::Manifests(_) => Events::off(),

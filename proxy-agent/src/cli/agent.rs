@@ -5,7 +5,6 @@ use std::{fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::{Args, builder::NonEmptyStringValueParser};
 use ipnet::IpNet;
-use tracing_subscriber::EnvFilter;
 
 use super::PinRoot;
 use crate::{
@@ -13,10 +12,11 @@ use crate::{
     health::HealthArgs,
     kubeproxy::{self, KubeProxyFlags, Settings, Verbosity},
     loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
+    logging::{self, LogArgs, LogFormat},
     node::{NodePortAddresses, Patterns, RoleRules, ports::PortRange},
     sockets::SocketsConfig,
     sources::{
-        kubernetes::{KubernetesConfig, Wanted},
+        kubernetes::{KubernetesConfig, WATCH_TIMEOUT_S, Wanted},
         manifests::ManifestConfig,
     },
 };
@@ -24,12 +24,8 @@ use crate::{
 /// kube-proxy has no default; this is kubeadm's.
 const SERVICE_RANGE: &str = "10.96.0.0/12";
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
+/// What blocking tasks get at the end.
+const END_GRACE: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum DestroySockets {
@@ -57,6 +53,9 @@ pub struct AgentArgs {
     /// Address of the API server, in place of the one that the kubeconfig names
     #[arg(long, value_name = "URL")]
     master: Option<String>,
+    /// The API server ends each watch after this many seconds and it is resumed; a dead connection is noticed 5 seconds later
+    #[arg(long, value_name = "SECONDS", default_value_t = WATCH_TIMEOUT_S, value_parser = clap::value_parser!(u32).range(1..=290), hide_short_help = true)]
+    watch_timeout: u32,
     /// Name of this node [default: the host name]
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = NonEmptyStringValueParser::new())]
     hostname_override: Option<String>,
@@ -122,9 +121,8 @@ pub struct AgentArgs {
     /// Changes are collected for at most this many milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10)]
     sync_delay: u64,
-    /// [default: text]
-    #[arg(long, value_enum)]
-    log_format: Option<LogFormat>,
+    #[command(flatten)]
+    log: LogArgs,
     /// More messages; twice: every write to a map; three times: those of libraries, too. With a number: kube-proxy's levels
     #[arg(short, long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "",
           action = clap::ArgAction::Append)]
@@ -154,7 +152,10 @@ impl AgentArgs {
         let config = self.config(settings)?;
         // Two threads: the sources' parsing never delays the main loop, and the agent stays small.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(agent::run(config)).context("agent")
+        let result = runtime.block_on(agent::run(config)).context("agent");
+        // A look at tables that is still going on holds up nobody.
+        runtime.shutdown_timeout(END_GRACE);
+        result
     }
 
     /// A flag of our own comes before what kube-proxy's configuration says.
@@ -174,7 +175,11 @@ impl AgentArgs {
             None => Source::Kubernetes(KubernetesConfig {
                 kubeconfig: self.kubeconfig.or(settings.kubeconfig),
                 master: self.master,
-                wanted: Wanted { pods: self.host_ports, service_cidrs: self.service_cluster_ip_range.is_empty() },
+                wanted: Wanted {
+                    pods: self.host_ports,
+                    service_cidrs: self.service_cluster_ip_range.is_empty(),
+                    watch_timeout_s: self.watch_timeout,
+                },
             }),
         };
         Ok(AgentConfig {
@@ -207,22 +212,16 @@ impl AgentArgs {
     }
 
     /// RUST_LOG, if set, decides instead of `-v`.
+    /// What -v and kube-proxy's configuration say holds where neither --log-level nor the environment does.
     fn start_logging(&self, settings: &Settings) {
-        let default = match Verbosity::of(&self.verbose).or(settings.verbosity).unwrap_or_default() {
+        let verbosity = match Verbosity::of(&self.verbose).or(settings.verbosity).unwrap_or_default() {
             0 => "info",
-            1 => "info,proxy_agent=debug",
-            2 => "info,proxy_agent=trace",
-            _ => "trace",
+            1 => "debug",
+            2 => "trace",
+            _ => "trace,",
         };
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-        let subscriber =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-        // A second start in one process (tests) keeps the first.
         let format = if settings.log_json == Some(true) { LogFormat::Json } else { LogFormat::Text };
-        let _ = match self.log_format.unwrap_or(format) {
-            LogFormat::Text => subscriber.with_ansi(false).try_init(),
-            LogFormat::Json => subscriber.json().try_init(),
-        };
+        logging::start(&self.log, format, verbosity);
     }
 }
 

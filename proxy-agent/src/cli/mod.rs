@@ -20,7 +20,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use output::{Format, print_json, print_rows};
 use tables::TableError;
 
-use crate::{loader, object};
+use crate::{loader, logging, object};
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 nothing is loaded on this node, 4 flows were cut when the \
                           time of `cleanup --drain` was up.";
@@ -64,6 +64,13 @@ enum Command {
         pins: PinRoot,
         #[command(flatten)]
         args: cleanup::CleanupArgs,
+    },
+    /// Show the log level of the running agent, or change it until it ends
+    LogLevel {
+        #[command(flatten)]
+        pins: PinRoot,
+        /// off, error, warn, info, debug, trace, or directives as `info,proxy_agent::reconcile=trace`
+        level: Option<String>,
     },
     /// Versions of this binary and of its map layout
     Version {
@@ -134,6 +141,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status(inspect) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(status::Status::read(&inspect.open()?))?.print(inspect.output)
+        }
+        Command::LogLevel { pins, level } => {
+            println!("{}", logging::control::ask(&pins.pin_root, level.as_deref())?);
+            Ok(())
         }
         Command::Maps { command: MapsCommand::List { output } } => list_maps(output),
         Command::Maps { command: MapsCommand::Dump { inspect, name } } => {
