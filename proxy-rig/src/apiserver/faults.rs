@@ -20,6 +20,15 @@ pub enum GoneAs {
     HttpStatus,
 }
 
+/// What is wrong with the text of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListBreak {
+    /// Not JSON at all.
+    Garbage,
+    /// The connection breaks in the middle.
+    Truncated,
+}
+
 /// What happens to the open watches, now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disturbance {
@@ -31,6 +40,8 @@ pub(super) enum Disturbance {
     Truncate,
     /// A line that is not JSON, then events go on.
     Garbage,
+    /// The last two events once more, the later one first.
+    Replay,
 }
 
 pub struct Faults {
@@ -41,8 +52,25 @@ pub struct Faults {
 
 #[derive(Default)]
 struct State {
-    failures: Option<(StatusCode, usize)>,
+    failures: Option<Failures>,
     gone: Option<GoneAs>,
+    lists: Option<(ListBreak, usize)>,
+    /// The plural of the kind whose next event is spoilt.
+    garbled: Option<&'static str>,
+}
+
+#[derive(Clone, Copy)]
+struct Failures {
+    failure: Failure,
+    left: usize,
+}
+
+/// How a request is refused.
+#[derive(Clone, Copy)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    /// In seconds.
+    pub(super) retry_after: Option<u64>,
 }
 
 /// One open watch: hears of disturbances, and is counted as long as it lives.
@@ -60,8 +88,32 @@ impl Default for Faults {
 impl Faults {
     /// The next `count` requests for objects are answered with this status. 0 takes it back.
     pub fn fail_next(&self, status: u16, count: usize) {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        self.lock().failures = (count > 0).then_some((status, count));
+        self.fail(status, None, count);
+    }
+
+    /// The same with a header Retry-After.
+    pub fn fail_next_with_pause(&self, status: u16, retry_after_s: u64, count: usize) {
+        self.fail(status, Some(retry_after_s), count);
+    }
+
+    /// How many of the requests that are to fail have not come yet.
+    pub fn failures_left(&self) -> usize {
+        self.lock().failures.map_or(0, |failures| failures.left)
+    }
+
+    /// The next `count` lists are broken.
+    pub fn break_lists(&self, form: ListBreak, count: usize) {
+        self.lock().lists = (count > 0).then_some((form, count));
+    }
+
+    /// The next event about this kind ("services") comes as a line that is not JSON, and never again.
+    pub fn garble_event(&self, plural: &'static str) {
+        self.lock().garbled = Some(plural);
+    }
+
+    /// The open watches send their last two events again, in the wrong order.
+    pub fn replay(&self) {
+        self.disturb(Disturbance::Replay);
     }
 
     /// The next watch is told that its resourceVersion is too old.
@@ -98,11 +150,28 @@ impl Faults {
         Listener { disturbances: self.disturbances.subscribe(), open: Arc::clone(&self.open) }
     }
 
-    pub(super) fn take_failure(&self) -> Option<StatusCode> {
+    pub(super) fn take_failure(&self) -> Option<Failure> {
         let mut state = self.lock();
-        let (status, left) = state.failures?;
-        state.failures = (left > 1).then_some((status, left - 1));
-        Some(status)
+        let Failures { failure, left } = state.failures?;
+        state.failures = (left > 1).then_some(Failures { failure, left: left - 1 });
+        Some(failure)
+    }
+
+    pub(super) fn take_list_break(&self) -> Option<ListBreak> {
+        let mut state = self.lock();
+        let (form, left) = state.lists?;
+        state.lists = (left > 1).then_some((form, left - 1));
+        Some(form)
+    }
+
+    pub(super) fn take_garbled(&self, plural: &str) -> bool {
+        self.lock().garbled.take_if(|garbled| *garbled == plural).is_some()
+    }
+
+    fn fail(&self, status: u16, retry_after: Option<u64>, count: usize) {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let failure = Failure { status, retry_after };
+        self.lock().failures = (count > 0).then_some(Failures { failure, left: count });
     }
 
     pub(super) fn take_gone(&self) -> Option<GoneAs> {

@@ -22,14 +22,14 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-pub use faults::{Faults, GoneAs};
+pub use faults::{Faults, GoneAs, ListBreak};
 pub use request::Verb;
 
 use resources::{Resource, by_kind, by_type};
@@ -67,7 +67,7 @@ struct Shared {
     changed: tokio::sync::watch::Sender<u64>,
     faults: Faults,
     counts: Mutex<BTreeMap<(&'static str, Verb), u64>>,
-    requests: Mutex<Vec<String>>,
+    requests: Mutex<Vec<(Instant, String)>>,
 }
 
 impl ApiServer {
@@ -198,6 +198,14 @@ impl ApiServer {
         self.shared.store().compact();
     }
 
+    /// Everything is as it was at an earlier version, as after a restore from a backup. Open watches go on.
+    pub fn restore(&self, version: u64) -> Result<()> {
+        let restored = self.shared.store().restore(version);
+        restored.map_err(|gone| anyhow::anyhow!("version {version} is gone, the oldest is {}", gone.oldest))?;
+        self.shared.announce();
+        Ok(())
+    }
+
     /// Things to go wrong.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
@@ -216,6 +224,11 @@ impl ApiServer {
 
     /// Every request so far: method, path and query.
     pub fn requests(&self) -> Vec<String> {
+        self.requests_at().into_iter().map(|(_, line)| line).collect()
+    }
+
+    /// The same with the time at which each came.
+    pub fn requests_at(&self) -> Vec<(Instant, String)> {
         self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -238,7 +251,7 @@ impl Shared {
     }
 
     fn note_request(&self, line: String) {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), line));
     }
 
     fn count(&self, resource: &Resource, verb: Verb) {

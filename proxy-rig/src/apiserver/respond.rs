@@ -1,18 +1,20 @@
 //! Requests in, answers out: dispatch, single objects, and lists with paging.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, Method, StatusCode, Uri},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use futures::stream;
 use serde_json::{Value, json};
 
 use super::{
     Shared, discovery,
+    faults::ListBreak,
     request::{Options, Target, Verb},
     status::Status,
     store::{Key, Objects},
@@ -34,8 +36,12 @@ async fn handle(
     let Some(target) = Target::parse(uri.path()) else {
         return discovery::respond(uri.path()).unwrap_or_else(|status| status.into_response());
     };
-    if let Some(status) = shared.faults.take_failure() {
-        return Status::new(status, "told to fail").into_response();
+    if let Some(failure) = shared.faults.take_failure() {
+        let mut response = Status::new(failure.status, "told to fail").into_response();
+        if let Some(seconds) = failure.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        return response;
     }
     let answer = match (&method, &target.name) {
         (&Method::GET, _) => read(&shared, target, &uri),
@@ -112,13 +118,29 @@ fn list(shared: &Shared, target: &Target, options: &Options) -> Result<Response,
         }
     }
     let items: Vec<Value> = page.into_iter().map(|(_, object)| without_type(object)).collect();
-    Ok(Json(json!({
+    let list = json!({
         "kind": format!("{}List", target.resource.kind),
         "apiVersion": target.resource.api_version(),
         "metadata": metadata,
         "items": items,
-    }))
-    .into_response())
+    });
+    Ok(match shared.faults.take_list_break() {
+        None => Json(list).into_response(),
+        Some(form) => broken(&list, form),
+    })
+}
+
+fn broken(list: &Value, form: ListBreak) -> Response {
+    let text = list.to_string();
+    let half = text.as_bytes()[..text.len() / 2].to_vec();
+    let body = match form {
+        ListBreak::Garbage => Body::from("\0garbage{]"),
+        ListBreak::Truncated => {
+            let pieces = [Ok(Bytes::from(half)), Err(io::Error::from(io::ErrorKind::ConnectionReset))];
+            Body::from_stream(stream::iter(pieces))
+        }
+    };
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// The state to list and its version, by `continue`, or `resourceVersion` and its match.

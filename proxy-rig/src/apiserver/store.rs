@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::resources::Resource;
+use super::resources::{RESOURCES, Resource};
 
 /// Objects are ordered by it, as lists are.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,6 +133,18 @@ impl Store {
         self.compacted = self.version;
     }
 
+    /// Everything is as it was at a version, which counts on from there.
+    pub(super) fn restore(&mut self, version: u64) -> Result<(), Gone> {
+        let mut objects = BTreeMap::new();
+        for row in &RESOURCES {
+            objects.insert(row.plural, self.at_version(row, version)?);
+        }
+        self.objects = objects;
+        self.history.retain(|event| event.version <= version);
+        self.version = version;
+        Ok(())
+    }
+
     fn record(&mut self, resource: &Resource, key: &Key, before: Option<Arc<Value>>, after: Option<Arc<Value>>) {
         self.history.push_back(Event {
             version: self.version,
@@ -229,6 +241,22 @@ mod tests {
         let names: Vec<&str> = past.keys().map(|key| key.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(past.values().next().unwrap()["spec"]["port"], 1);
+    }
+
+    #[test]
+    fn a_restore_forgets_what_came_later() {
+        let mut store = Store::new(10);
+        put(&mut store, "a", 1);
+        let then = store.version();
+        put(&mut store, "a", 2);
+        put(&mut store, "b", 1);
+        store.restore(then).unwrap();
+        assert_eq!(store.version(), then);
+        let objects = store.current(services());
+        assert_eq!(objects.len(), 1);
+        assert_eq!(objects.values().next().unwrap()["spec"]["port"], 1);
+        put(&mut store, "c", 1);
+        assert_eq!(store.events_after(services(), then).unwrap().len(), 1);
     }
 
     #[test]

@@ -27,6 +27,8 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 /// Without `timeoutSeconds`. Real servers take 30 to 60 minutes.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 
+const GARBAGE: &[u8] = b"\x00garbage{]\n";
+
 struct Watch {
     shared: Arc<Shared>,
     target: Target,
@@ -35,6 +37,8 @@ struct Watch {
     /// Everything up to this version was sent or left out.
     position: u64,
     lines: VecDeque<io::Result<Bytes>>,
+    /// The last two events that were sent.
+    sent: VecDeque<Bytes>,
     changed: tokio::sync::watch::Receiver<u64>,
     listener: Listener,
     deadline: Instant,
@@ -61,6 +65,7 @@ pub(super) fn respond(shared: &Arc<Shared>, target: Target, options: &Options) -
         bookmarks: options.wants_bookmarks(),
         position: 0,
         lines: VecDeque::new(),
+        sent: VecDeque::new(),
         changed: shared.changed.subscribe(),
         listener: shared.faults.listen(),
         deadline: Instant::now() + timeout,
@@ -204,7 +209,8 @@ impl Watch {
                 self.lines.push_back(Err(io::ErrorKind::ConnectionReset.into()));
                 self.ended = true;
             }
-            Disturbance::Garbage => self.lines.push_back(Ok(Bytes::from_static(b"\x00garbage{]\n"))),
+            Disturbance::Garbage => self.lines.push_back(Ok(Bytes::from_static(GARBAGE))),
+            Disturbance::Replay => self.lines.extend(self.sent.iter().rev().cloned().map(Ok)),
         }
     }
 
@@ -229,14 +235,29 @@ impl Watch {
     }
 
     fn bookmark(&self) -> Value {
+        // After a restore it says the truth, while the watch still waits for later versions: so do real servers.
+        let version = self.position.min(self.shared.store().version());
         json!({
             "kind": self.target.resource.kind,
             "apiVersion": self.target.resource.api_version(),
-            "metadata": {"resourceVersion": self.position.to_string(), "creationTimestamp": null},
+            "metadata": {"resourceVersion": version.to_string(), "creationTimestamp": null},
         })
     }
 
     fn push(&mut self, kind: &str, object: &Value) {
-        self.lines.push_back(Ok(format!("{}\n", json!({"type": kind, "object": object})).into()));
+        let line = Bytes::from(format!("{}\n", json!({"type": kind, "object": object})));
+        if matches!(kind, "BOOKMARK" | "ERROR") {
+            self.lines.push_back(Ok(line));
+            return;
+        }
+        if self.shared.faults.take_garbled(self.target.resource.plural) {
+            self.lines.push_back(Ok(Bytes::from_static(GARBAGE)));
+            return;
+        }
+        self.sent.push_back(line.clone());
+        if self.sent.len() > 2 {
+            self.sent.pop_front();
+        }
+        self.lines.push_back(Ok(line));
     }
 }

@@ -2,8 +2,10 @@
 //! and what the node's traffic sees of it. One function per test, each with a world of its own.
 
 mod control;
+mod faults;
 mod health;
 pub(super) mod image;
+mod operations;
 
 use std::time::Duration;
 
@@ -45,11 +47,17 @@ const TESTS: &[Test] = &[
     ("health_of_the_node_over_http", "21", || health::node_health().boxed()),
     ("health_check_ports_follow_their_services", "22", || health::check_port().boxed()),
     ("a_rolling_update_leaves_no_health_check_unanswered", "21, 22", || health::rolling().boxed()),
+    ("events_tell_what_is_left_out", "bad-input", || faults::told_to_the_api().boxed()),
     ("lists_a_whole_cluster", "1", || whole_cluster().boxed()),
 ];
 
 pub(super) fn tests() -> Result<Vec<Trial>> {
-    Ok(TESTS.iter().map(|&(name, rules, test)| trial(name, rules, test)).collect())
+    Ok(TESTS
+        .iter()
+        .chain(faults::TESTS)
+        .chain(operations::TESTS)
+        .map(|&(name, rules, test)| trial(name, rules, test))
+        .collect())
 }
 
 fn trial(name: &str, rules: &str, test: fn() -> BoxFuture<'static, Result<()>>) -> Trial {

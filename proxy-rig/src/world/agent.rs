@@ -108,6 +108,11 @@ impl Agent {
         Ok(self.try_wait()?.is_none())
     }
 
+    /// How the process ended, if it did.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.try_wait()
+    }
+
     /// SIGTERM, then waits for the end.
     pub async fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;

@@ -4,13 +4,16 @@ use std::{path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
-use super::watched::WATCH_TIMEOUT_S;
+use super::pace::patience;
 
-/// Longer than a watch lives.
-const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_TIMEOUT_S as u64 + 30);
+/// Without --watch-timeout, in seconds. It is resumed where it ended, so shorter costs the server one cheap request each time.
+pub const WATCH_TIMEOUT_S: u32 = 120;
+/// What reading may take longer than a watch lives.
+const READ_GRACE: Duration = Duration::from_secs(30);
 
 /// The flags --kubeconfig and --master, which mean what they mean for kube-proxy.
 #[derive(Clone, Debug, Default)]
@@ -27,11 +30,14 @@ pub struct Wanted {
     /// The Pods of this node, for their host ports.
     pub pods: bool,
     pub service_cidrs: bool,
+    /// The server ends a watch after this time, and a little later the client gives it up: this bounds how long a connection
+    /// that died without a sign goes unnoticed.
+    pub watch_timeout_s: u32,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { pods: true, service_cidrs: true }
+        Self { pods: true, service_cidrs: true, watch_timeout_s: WATCH_TIMEOUT_S }
     }
 }
 
@@ -49,16 +55,20 @@ pub enum ConnectError {
 
 /// Makes a client. Nothing is sent yet, so a server that is down is no error here.
 pub async fn connect(config: &KubernetesConfig) -> Result<Client, ConnectError> {
+    let watch_timeout = Duration::from_secs(config.wanted.watch_timeout_s.into());
     let mut config = client_config(config).await?;
     // A watch is quiet for as long as nothing happens; a listing must not wait for a dead server for ever.
-    config.read_timeout = Some(READ_TIMEOUT);
+    config.read_timeout = Some(watch_timeout + READ_GRACE);
     config.reset_reader_on_write = true;
     if config.cluster_url.scheme_str() == Some("http") {
         // No certificate is ever looked at; without this the client wants those of the system, which an image may not have.
         config.root_cert = Some(Vec::new());
     }
+    // It would try again in silence, the first time after 5 ms; those who ask have pauses of their own.
+    config.default_retry = false;
     let url = config.cluster_url.to_string();
-    Client::try_from(config).map_err(|source| ConnectError::Client { url, source: Box::new(source) })
+    let client = ClientBuilder::try_from(config).map(|builder| builder.with_layer(&patience()).build());
+    client.map_err(|source| ConnectError::Client { url, source: Box::new(source) })
 }
 
 async fn client_config(config: &KubernetesConfig) -> Result<Config, ConnectError> {

@@ -5,28 +5,28 @@
 
 mod access;
 mod client;
+mod follow;
 #[cfg(test)]
 pub(crate) mod heard;
+mod items;
 mod listing;
+mod pace;
 mod tolerant;
 mod watched;
 
-use std::{pin::pin, time::Duration};
-
-use futures::StreamExt;
-use kube::{
-    Api, Client,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, watcher},
-    },
-};
+use kube::Client;
 use tokio::{sync::mpsc, time};
 
 pub use access::{Asked, asked};
-pub use client::{ConnectError, KubernetesConfig, Wanted, connect};
+pub use client::{ConnectError, KubernetesConfig, WATCH_TIMEOUT_S, Wanted, connect};
 
-use self::{listing::Listing, tolerant::Tolerant, watched::Watched};
+use self::{
+    follow::{FollowError, Server},
+    listing::Listing,
+    pace::Pace,
+    tolerant::Tolerant,
+    watched::Watched,
+};
 use super::{ReceiverGone, Warnings};
 use crate::{
     ingest::{Interner, Reduced},
@@ -35,11 +35,6 @@ use crate::{
 
 /// HTTP 403 and 404: we may not list this kind, or the server has none of it.
 const REFUSED: [u16; 2] = [403, 404];
-/// HTTP 410: the resource version is older than what the server remembers.
-const GONE: u16 = 410;
-/// Before a watch that could not even start is begun anew with a listing.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
-
 /// Sends every object and change until the receiver of the events is gone. Errors of the API server are
 /// warnings: the watches are resumed with growing pauses, and what was sent before stays valid.
 pub async fn watch(
@@ -48,12 +43,13 @@ pub async fn watch(
     wanted: &Wanted,
     events: mpsc::Sender<Event>,
 ) -> Result<(), ReceiverGone> {
+    let timeout = wanted.watch_timeout_s;
     tokio::try_join!(
-        watch_kind::<Service>(&client, node_name, &events),
-        watch_kind::<EndpointSlice>(&client, node_name, &events),
-        watch_kind::<Node>(&client, node_name, &events),
-        watch_wanted::<Pod>(wanted.pods, &client, node_name, &events),
-        watch_wanted::<ServiceCidr>(wanted.service_cidrs, &client, node_name, &events),
+        watch_kind::<Service>(&client, node_name, timeout, &events),
+        watch_kind::<EndpointSlice>(&client, node_name, timeout, &events),
+        watch_kind::<Node>(&client, node_name, timeout, &events),
+        watch_wanted::<Pod>(wanted.pods, &client, node_name, timeout, &events),
+        watch_wanted::<ServiceCidr>(wanted.service_cidrs, &client, node_name, timeout, &events),
     )?;
     Ok(())
 }
@@ -63,86 +59,98 @@ async fn watch_wanted<T: Watched>(
     wanted: bool,
     client: &Client,
     node_name: &str,
+    timeout: u32,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ReceiverGone> {
     if wanted {
-        return watch_kind::<T>(client, node_name, events).await;
+        return watch_kind::<T>(client, node_name, timeout, events).await;
     }
     events.send(Event::Synced(T::SOURCE)).await.map_err(|_| ReceiverGone)
-}
-
-/// How one watch came to an end that it does not recover from by itself.
-enum End {
-    Expired,
-    Receiver(ReceiverGone),
 }
 
 async fn watch_kind<T: Watched>(
     client: &Client,
     node_name: &str,
+    timeout: u32,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), ReceiverGone> {
-    let mut watch = Watch::<T> {
-        events,
-        listing: Listing::default(),
-        names: Interner::default(),
-        warnings: Warnings::default(),
-        refused: false,
-    };
-    loop {
-        tokio::select! {
-            () = events.closed() => return Err(ReceiverGone),
-            end = watch.run(Api::all(client.clone()), T::selection(node_name)) => match end {
-                End::Expired => time::sleep(RESTART_PAUSE).await,
-                End::Receiver(gone) => return Err(gone),
-            },
-        }
+    let server = Server { client: client.clone(), selection: T::selection(node_name), watch_timeout_s: timeout };
+    let mut watch = Watch::<T>::new(events, Pace::default());
+    tokio::select! {
+        () = events.closed() => Err(ReceiverGone),
+        gone = watch.follow(&server) => Err(gone),
     }
 }
 
-/// The watch of one kind of object.
+/// The watch of one kind of object: what becomes of what it hears. How it hears is in [`follow`].
 struct Watch<'a, T: Watched> {
     events: &'a mpsc::Sender<Event>,
     listing: Listing<T>,
     names: Interner,
     warnings: Warnings,
+    pace: Pace,
     /// The server said that it has none of this kind, or not for us; told once.
     refused: bool,
 }
 
 impl<T: Watched> Watch<'_, T> {
-    async fn run(&mut self, api: Api<Tolerant<T>>, selection: watcher::Config) -> End {
-        let mut stream = pin!(watcher(api, selection).default_backoff());
-        while let Some(result) = stream.next().await {
-            match result {
-                Ok(event) => {
-                    if let Err(gone) = self.take(event).await {
-                        return End::Receiver(gone);
-                    }
-                }
-                // The watcher would go on asking for the same version; only a listing helps.
-                Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == GONE => {
-                    return End::Expired;
-                }
-                // An ordinary event in the life of a watch; the watcher lists again by itself.
-                Err(watcher::Error::WatchError(status)) if status.code == GONE => {
-                    tracing::info!("watching {}: the server has forgotten our version, listing again", T::KIND);
-                }
-                Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
-                    if T::OPTIONAL && REFUSED.contains(&status.code) =>
-                {
-                    if let Err(gone) = self.do_without(&status.message).await {
-                        return End::Receiver(gone);
-                    }
-                }
-                Err(error) => {
-                    let text = chain(&error);
-                    self.warnings
-                        .warn(format_args!("watching {}: {text}; retrying, the last state stays in use", T::KIND));
-                }
+    fn new(events: &mpsc::Sender<Event>, pace: Pace) -> Watch<'_, T> {
+        Watch {
+            events,
+            listing: Listing::default(),
+            names: Interner::default(),
+            warnings: Warnings::default(),
+            pace,
+            refused: false,
+        }
+    }
+
+    /// A list begins.
+    fn begin(&mut self) {
+        self.listing.begin();
+    }
+
+    /// A list is complete.
+    async fn listed(&mut self) -> Result<(), ReceiverGone> {
+        self.refused = false;
+        for change in self.listing.finish() {
+            self.send(T::event(change)).await?;
+        }
+        self.send(Event::Synced(T::SOURCE)).await
+    }
+
+    async fn delete(&mut self, object: &Tolerant<T>) -> Result<(), ReceiverGone> {
+        match T::key_of(&object.metadata).and_then(|key| self.listing.delete(key)) {
+            Some(change) => self.send(T::event(change)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Says so and waits.
+    async fn list_failed(&mut self, error: FollowError) -> Result<(), ReceiverGone> {
+        match error.refusal() {
+            Some(status) if T::OPTIONAL && REFUSED.contains(&status.code) => self.do_without(&status.message).await?,
+            _ => {
+                let text = chain(&error);
+                self.warnings
+                    .warn(format_args!("listing {}: {text}; trying again, the last state stays in use", T::KIND));
             }
         }
-        End::Expired
+        time::sleep(self.pace.next()).await;
+        Ok(())
+    }
+
+    /// Says so and waits.
+    async fn watch_failed(&mut self, error: &FollowError, list: bool) {
+        let text = chain(error);
+        let next = if list { "listing again" } else { "resuming" };
+        match error.is_expiry() {
+            true => tracing::info!("watching {}: {text}; {next}", T::KIND),
+            false => {
+                self.warnings.warn(format_args!("watching {}: {text}; {next}, the last state stays in use", T::KIND));
+            }
+        }
+        time::sleep(self.pace.next()).await;
     }
 
     /// What depends on this kind is missing, everything else works. The listing is tried again, less and less often.
@@ -152,26 +160,6 @@ impl<T: Watched> Watch<'_, T> {
         }
         tracing::warn!("listing {}: {message}; going on without: {}", T::KIND, T::MISSING);
         self.send(Event::Synced(T::SOURCE)).await
-    }
-
-    async fn take(&mut self, event: watcher::Event<Tolerant<T>>) -> Result<(), ReceiverGone> {
-        match event {
-            watcher::Event::Init => self.listing.begin(),
-            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => return self.apply(object).await,
-            watcher::Event::Delete(object) => {
-                if let Some(change) = T::key_of(&object.metadata).and_then(|key| self.listing.delete(key)) {
-                    self.send(T::event(change)).await?;
-                }
-            }
-            watcher::Event::InitDone => {
-                self.refused = false;
-                for change in self.listing.finish() {
-                    self.send(T::event(change)).await?;
-                }
-                self.send(Event::Synced(T::SOURCE)).await?;
-            }
-        }
-        Ok(())
     }
 
     async fn apply(&mut self, object: Tolerant<T>) -> Result<(), ReceiverGone> {

@@ -1,13 +1,9 @@
 //! An API object, reduced while it is read, that may be unreadable without harm to the list it comes in.
 //!
 //! A server of another version, or an aggregated one, can send what our types do not fit. With plain types
-//! one such object would fail every listing, and with it the whole watch. And a listing is held in memory
-//! as a whole: of each object only the reduced form is kept.
-
-use std::borrow::Cow;
+//! one such object would fail every listing, and with it the whole watch. Of each object only the reduced form is kept.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -61,35 +57,6 @@ fn names_only(object: &Value) -> ObjectMeta {
     }
 }
 
-impl<T: Watched> Resource for Tolerant<T> {
-    type DynamicType = ();
-    type Scope = <T::Object as Resource>::Scope;
-
-    fn kind(_: &()) -> Cow<'_, str> {
-        T::Object::kind(&())
-    }
-
-    fn group(_: &()) -> Cow<'_, str> {
-        T::Object::group(&())
-    }
-
-    fn version(_: &()) -> Cow<'_, str> {
-        T::Object::version(&())
-    }
-
-    fn plural(_: &()) -> Cow<'_, str> {
-        T::Object::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -127,10 +94,5 @@ mod tests {
             "spec": {"clusterIP": "10.96.0.1"},
         }));
         assert!(found.object.expect("readable").value.is_some());
-    }
-
-    #[test]
-    fn the_urls_are_those_of_the_object() {
-        assert_eq!(Tolerant::<Service>::url_path(&(), None), "/api/v1/services");
     }
 }

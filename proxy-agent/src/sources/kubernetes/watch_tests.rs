@@ -1,6 +1,6 @@
 //! Listing and watching against a few lines of HTTP: what is asked for, relisting, and broken objects.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -61,7 +61,7 @@ async fn server<T: Watched + 'static>() -> (UnboundedReceiver<Request>, Receiver
     let (requests, received) = unbounded_channel();
     let (sender, events) = mpsc::channel(64);
     tokio::spawn(accept(listener, requests));
-    tokio::spawn(async move { watch_kind::<T>(&client, "node-a", &sender).await });
+    tokio::spawn(async move { watch_kind::<T>(&client, "node-a", WATCH_TIMEOUT_S, &sender).await });
     (received, events)
 }
 
@@ -177,6 +177,66 @@ async fn pods_of_the_own_node_and_only_those_with_host_ports() {
     let watch = next(requests.recv()).await;
     let mut ended = pod("with", json!({"containerPort": 80, "hostPort": 8080}));
     ended["status"]["phase"] = json!("Succeeded");
+    ended["metadata"]["resourceVersion"] = json!("6");
     watch.answer("200 OK", &format!("{}\n", json!({"type": "MODIFIED", "object": ended}))).await;
     assert_eq!(short(&mut events, 1).await, ["-default/pod/with"]);
+}
+
+/// Resident memory of this process, in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number")
+}
+
+/// A day of refused connections, with pauses that are shortened: no event, no growing memory, and afterwards the new state.
+#[tokio::test]
+async fn a_day_without_a_server() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    const SPEED: u32 = 20_000;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let config = KubernetesConfig { master: Some(format!("http://{address}")), ..KubernetesConfig::default() };
+    let client = connect(&config).await.expect("a client");
+    let (sender, mut events) = mpsc::channel(64);
+    let (requests, mut received) = unbounded_channel();
+    let accepting = tokio::spawn(accept(listener, requests.clone()));
+    let good = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let server = Server { client, selection: Service::selection("node-a"), watch_timeout_s: WATCH_TIMEOUT_S };
+    let mut watch = Watch::<Service>::new(&sender, Pace::at_speed(SPEED));
+    let first = async {
+        next(received.recv()).await.list("5", &[service("a", "1", &good)]).await;
+        assert_eq!(short(&mut events, 2).await, ["+a", "synced"]);
+        next(received.recv()).await.answer("200 OK", "").await;
+        accepting.abort();
+        let _ = accepting.await;
+    };
+    tokio::select! {
+        _ = watch.follow(&server) => unreachable!("it has no end"),
+        () = first => {}
+    }
+    // The same attempts as without the select: a list that failed is followed by the next one.
+    let before = resident();
+    let mut attempts = 0;
+    while watch.pace.waited() < DAY {
+        let Err(follow::Stop::Failed(error)) = watch.list_once(&server).await else { panic!("nobody answers") };
+        watch.list_failed(error).await.expect("a receiver");
+        attempts += 1;
+    }
+    let grown = resident().saturating_sub(before);
+    println!("{attempts} attempts in a day, {grown} KiB more");
+    assert!((2880..=6000).contains(&attempts), "{attempts} attempts");
+    assert!(grown < 8192, "{grown} KiB more");
+    assert!(events.try_recv().is_err(), "an outage is no change");
+
+    while received.try_recv().is_ok() {}
+    tokio::spawn(accept(TcpListener::bind(address).await.expect("the same port"), requests));
+    let last = async {
+        next(received.recv()).await.list("2000000", &[service("b", "1999999", &good)]).await;
+        assert_eq!(short(&mut events, 3).await, ["+b", "-a", "synced"]);
+    };
+    tokio::select! {
+        _ = watch.follow(&server) => unreachable!("it has no end"),
+        () = last => {}
+    }
 }

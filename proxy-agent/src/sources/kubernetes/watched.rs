@@ -6,7 +6,6 @@ use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -23,7 +22,7 @@ pub(super) trait Watched: Keyed + Clone + fmt::Debug + Send + Sync + 'static {
     const MISSING: &'static str = "";
 
     /// Which objects the server is asked for.
-    fn selection(node_name: &str) -> watcher::Config;
+    fn selection(node_name: &str) -> Selection;
     fn key_of(metadata: &ObjectMeta) -> Option<Self::Key>;
     fn reduce(object: &Self::Object) -> Reduced<Self>;
     fn event(change: Change<Self>) -> Event;
@@ -32,16 +31,21 @@ pub(super) trait Watched: Keyed + Clone + fmt::Debug + Send + Sync + 'static {
     fn share(&mut self, _names: &mut Interner) {}
 }
 
-/// The server ends a watch after this time, in seconds, and five seconds later the client gives it up: this
-/// bounds how long a connection that died without a sign goes unnoticed. It is resumed where it ended, so
-/// shorter costs the server one cheap request each time.
-pub(super) const WATCH_TIMEOUT_S: u32 = 120;
+/// Selectors, as the API writes them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selection {
+    pub(super) labels: Option<String>,
+    pub(super) fields: Option<String>,
+}
 
-/// Any version that the server has at hand will do: the watch catches up from there, and a thousand nodes
-/// that list at once are spared the quorum read. A server reads pages from etcd, hence no page size; kube
-/// 5.0.0 leaves the version out of a request for pages for the same reason.
-fn from_cache() -> watcher::Config {
-    watcher::Config { page_size: None, ..watcher::Config::default().any_semantic().timeout(WATCH_TIMEOUT_S) }
+impl Selection {
+    fn labels(selector: String) -> Self {
+        Self { labels: Some(selector), fields: None }
+    }
+
+    fn fields(selector: String) -> Self {
+        Self { labels: None, fields: Some(selector) }
+    }
 }
 
 impl Watched for Service {
@@ -49,8 +53,8 @@ impl Watched for Service {
     const KIND: &'static str = "Service";
     const SOURCE: SourceKind = SourceKind::Services;
 
-    fn selection(_node_name: &str) -> watcher::Config {
-        from_cache().labels(&format!("!{PROXY_NAME_LABEL}"))
+    fn selection(_node_name: &str) -> Selection {
+        Selection::labels(format!("!{PROXY_NAME_LABEL}"))
     }
 
     fn key_of(metadata: &ObjectMeta) -> Option<ServiceName> {
@@ -71,8 +75,8 @@ impl Watched for EndpointSlice {
     const KIND: &'static str = "EndpointSlice";
     const SOURCE: SourceKind = SourceKind::Slices;
 
-    fn selection(_node_name: &str) -> watcher::Config {
-        from_cache().labels(&format!("!{HEADLESS_LABEL}"))
+    fn selection(_node_name: &str) -> Selection {
+        Selection::labels(format!("!{HEADLESS_LABEL}"))
     }
 
     fn key_of(metadata: &ObjectMeta) -> Option<SliceKey> {
@@ -98,8 +102,8 @@ impl Watched for Node {
     const KIND: &'static str = "Node";
     const SOURCE: SourceKind = SourceKind::Node;
 
-    fn selection(node_name: &str) -> watcher::Config {
-        from_cache().fields(&format!("metadata.name={node_name}"))
+    fn selection(node_name: &str) -> Selection {
+        Selection::fields(format!("metadata.name={node_name}"))
     }
 
     fn key_of(metadata: &ObjectMeta) -> Option<Arc<str>> {
@@ -123,8 +127,8 @@ impl Watched for Pod {
     const MISSING: &'static str = "host ports are not served (--host-ports=false says that this is meant)";
 
     /// Those of this node. No selector knows host ports; all others are forgotten on arrival.
-    fn selection(node_name: &str) -> watcher::Config {
-        from_cache().fields(&format!("spec.nodeName={node_name}"))
+    fn selection(node_name: &str) -> Selection {
+        Selection::fields(format!("spec.nodeName={node_name}"))
     }
 
     fn key_of(metadata: &ObjectMeta) -> Option<ServiceName> {
@@ -147,8 +151,8 @@ impl Watched for ServiceCidr {
     const OPTIONAL: bool = true;
     const MISSING: &'static str = "addresses of the Service range that no Service has are not dropped (--service-cluster-ip-range names the range)";
 
-    fn selection(_node_name: &str) -> watcher::Config {
-        from_cache()
+    fn selection(_node_name: &str) -> Selection {
+        Selection::default()
     }
 
     fn key_of(metadata: &ObjectMeta) -> Option<Arc<str>> {

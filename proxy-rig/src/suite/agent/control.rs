@@ -92,6 +92,15 @@ impl Control {
 
     /// Waits until a map, as `weir maps dump` prints it, is as wanted.
     pub(super) async fn until_map(&self, map: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        self.until_map_within(SOON, map, wanted).await
+    }
+
+    pub(super) async fn until_map_within(
+        &self,
+        limit: Duration,
+        map: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         let started = tokio::time::Instant::now();
         loop {
             let mut command = self.node.command(crate::world::weir_binary()?)?;
@@ -100,7 +109,7 @@ impl Control {
             if wanted(&text) {
                 return Ok(());
             }
-            ensure!(started.elapsed() < SOON, "{map}: {text}{}", String::from_utf8_lossy(&output.stderr));
+            ensure!(started.elapsed() < limit, "{map}: {text}{}", String::from_utf8_lossy(&output.stderr));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -154,8 +163,12 @@ impl Control {
 
     /// The ClusterIP is nobody's.
     pub(super) async fn not_served(&self) -> Result<()> {
+        self.not_served_within(SOON).await
+    }
+
+    pub(super) async fn not_served_within(&self, limit: Duration) -> Result<()> {
         let wanted = |result: &CallResult| result.pod().is_none();
-        self.stage.ask_until("near", Proto::Tcp, CLUSTER_IP, SOON, wanted).await?;
+        self.stage.ask_until("near", Proto::Tcp, CLUSTER_IP, limit, wanted).await?;
         Ok(())
     }
 
