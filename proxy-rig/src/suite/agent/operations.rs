@@ -28,7 +28,7 @@ pub(super) const TESTS: &[Test] = &[
 /// From the signal to the end of the process.
 const END_LIMIT: Duration = Duration::from_secs(1);
 /// Resident memory with 5,000 Services of 20 endpoints, in KiB.
-const MEMORY_LIMIT: u64 = 80 * 1024;
+const MEMORY_LIMIT: u64 = 200 * 1024;
 const SERVICES: u32 = 5000;
 const ENDPOINTS: u32 = 20;
 
