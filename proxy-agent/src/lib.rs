@@ -1,6 +1,7 @@
 //! The user side of Weir as a library: sources -> model -> desired state -> diff -> apply.
 
 pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod dataplane;
 pub mod desired;

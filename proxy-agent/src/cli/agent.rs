@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// kube-proxy has no default; this is kubeadm's.
-const SERVICE_RANGE: &str = "10.96.0.0/12";
+pub(super) const SERVICE_RANGE: &str = "10.96.0.0/12";
 
 /// What blocking tasks get at the end.
 const END_GRACE: Duration = Duration::from_millis(200);
@@ -60,7 +60,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = NonEmptyStringValueParser::new())]
     hostname_override: Option<String>,
 
-    /// Where NodePorts are served: `primary` (the Node's own address per family) or CIDRs [default: primary]
+    /// Where NodePorts are served: `primary` (the Node's own address per family), CIDRs, or both [default: primary]
     #[arg(long, value_name = "CIDR,...")]
     nodeport_addresses: Option<NodePortAddresses>,
     /// Ranges of ClusterIPs: an address in them that no Service has is dropped. With --manifests also where ClusterIPs are
@@ -87,7 +87,7 @@ pub struct AgentArgs {
 
     /// Whose sockets are translated when they connect
     #[arg(long, value_enum, default_value_t)]
-    connect_hooks: ConnectHooks,
+    pub(super) connect_hooks: ConnectHooks,
     /// Cgroup to attach to [default: the root of the cgroup2 hierarchy]
     #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
@@ -138,8 +138,7 @@ pub struct AgentArgs {
 
 impl AgentArgs {
     pub fn run(self) -> anyhow::Result<()> {
-        let (settings, findings) = kubeproxy::load(self.config.as_deref(), &self.kube_proxy, self.strict_config)
-            .context("configuration of kube-proxy")?;
+        let (settings, findings) = self.kube_proxys(self.strict_config).context("configuration of kube-proxy")?;
         self.start_logging(&settings);
         for finding in findings {
             tracing::warn!("configuration: {finding}");
@@ -158,8 +157,16 @@ impl AgentArgs {
         result
     }
 
+    /// What its file and its flags say.
+    pub(super) fn kube_proxys(
+        &self,
+        strict: bool,
+    ) -> Result<(Settings, Vec<kubeproxy::Finding>), kubeproxy::ConfigError> {
+        kubeproxy::load(self.config.as_deref(), &self.kube_proxy, strict)
+    }
+
     /// A flag of our own comes before what kube-proxy's configuration says.
-    fn config(self, settings: Settings) -> anyhow::Result<AgentConfig> {
+    pub(super) fn config(self, settings: Settings) -> anyhow::Result<AgentConfig> {
         let health = self.health.config(&settings)?;
         let node_name = match self.hostname_override.or(settings.node_name) {
             Some(name) => name,
@@ -230,7 +237,7 @@ fn host_name() -> anyhow::Result<String> {
     name.into_string().map_err(|name| anyhow::anyhow!("the host name is not UTF-8: {name:?}; give --hostname-override"))
 }
 
-fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+pub(super) fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     match (first.trim().parse(), last.trim().parse()) {
         (Ok(first), Ok(last)) if first <= last => Ok(first..=last),

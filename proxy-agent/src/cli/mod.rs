@@ -2,6 +2,7 @@
 
 mod agent;
 mod chains;
+mod check;
 mod cleanup;
 mod dump;
 mod flows;
@@ -72,6 +73,8 @@ enum Command {
         /// off, error, warn, info, debug, trace, or directives as `info,proxy_agent::reconcile=trace`
         level: Option<String>,
     },
+    /// Whether this node is ready for an agent with these flags: configuration, kernel, privileges, conflicts. Changes nothing
+    Check(Box<check::CheckArgs>),
     /// Versions of this binary and of its map layout
     Version {
         #[arg(short, long, value_enum, default_value_t)]
@@ -151,6 +154,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             print_rows(&dump::dump(&inspect.open()?, &name)?, inspect.output, "The map is empty.")
         }
         Command::Cleanup { pins, args } => cleanup::run(&pins.pin_root, &args),
+        Command::Check(args) => check::run(*args),
         Command::Version { output } => version(output),
     }
 }

@@ -149,17 +149,11 @@ fn node_ports(
             cidr => cidrs.push(cidr.parse().map_err(|_| wrong(cidr))?),
         }
     }
-    match (primary, cidrs.is_empty()) {
-        (true, false) => {
-            Err(ConfigError::Values(vec![format!("{PATH}: `primary` and other ranges together are not supported")]))
-        }
-        (true, true) => Ok(Some(NodePortAddresses::Primary)),
-        // `localhost` alone: no address but loopback. A range that no node address is in says so for both families.
-        (false, true) => Ok(Some(NodePortAddresses::Cidrs(
-            ["127.0.0.0/8", "::1/128"].map(|range| range.parse().expect("invariant: a CIDR")).into(),
-        ))),
-        (false, false) => Ok(Some(NodePortAddresses::Cidrs(cidrs))),
+    if !primary && cidrs.is_empty() {
+        // `localhost` alone: no address but loopback. Ranges that no other address is in say so, for both families.
+        cidrs.extend(["127.0.0.0/8", "::1/128"].map(|range| range.parse::<IpNet>().expect("invariant: a CIDR")));
     }
+    Ok(Some(NodePortAddresses::of(primary, cidrs)))
 }
 
 fn masquerade_all(of: &Lookup<'_>, mode: Option<&str>, findings: &mut Vec<Finding>) -> Option<bool> {

@@ -160,6 +160,7 @@ fn an_empty_list_means_what_the_mode_says() {
         ("mode: nftables", "", Some(NodePortAddresses::Primary)),
         ("mode: nftables", "--proxy-mode=ipvs", Some(all())),
         ("mode: ipvs\nnodePortAddresses: [primary]", "", Some(NodePortAddresses::Primary)),
+        ("nodePortAddresses: [10.0.0.0/8, primary]", "", Some("primary,10.0.0.0/8".parse().unwrap())),
         ("nodePortAddresses: [10.0.0.0/8]", "", Some("10.0.0.0/8".parse().unwrap())),
         ("mode: nftables\nnodePortAddresses: [all]", "", Some("0.0.0.0/0,::/0".parse().unwrap())),
         ("nodePortAddresses: [localhost]", "", Some("127.0.0.0/8,::1/128".parse().unwrap())),

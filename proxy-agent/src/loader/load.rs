@@ -73,6 +73,20 @@ pub fn load(object: &[u8], pins: &Pins, config: &Config, capacities: &Capacities
     Ok(Loaded { ebpf, replaced })
 }
 
+/// Loads everything with small tables, pins nothing and lets go of it again: whether this kernel takes the programs. Returns how
+/// many there are. For `weir check`.
+pub fn try_load(object: &[u8]) -> Result<usize, LoaderError> {
+    const ENTRIES: u32 = 64;
+    let defaults = Capacities::default();
+    let mut loader = EbpfLoader::new();
+    for name in names::PINNED.into_iter().filter(|name| defaults.of(name).is_some()) {
+        loader.map_max_entries(name, ENTRIES);
+    }
+    let mut ebpf = loader.load(object).map_err(LoaderError::Maps)?;
+    load_programs(&mut ebpf)?;
+    Ok(TC_HOOKS.len() + CGROUP_HOOKS.len())
+}
+
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoaderError> {
     for hook in TC_HOOKS.iter().chain(&CGROUP_HOOKS) {
         let name = hook.program;

@@ -17,7 +17,7 @@ pub use capacities::Capacities;
 pub use cleanup::{Removed, cleanup};
 pub use clsact::{CLSACT_MARK, TcBackend};
 pub use hooks::{CGROUP_HOOKS, ConnectHooks, Hook, TC_HOOKS};
-pub use load::{Loaded, config_for, load};
+pub use load::{Loaded, config_for, load, try_load};
 pub use pins::{DEFAULT_PIN_ROOT, Pins, WriterLock};
 
 use std::{io, path::PathBuf};

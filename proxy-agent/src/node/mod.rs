@@ -18,7 +18,7 @@ pub mod watch;
 pub use clock::seconds_since_boot;
 pub use cookie::netns_cookie;
 pub(crate) use cookie::socket_cookie;
-pub use mounts::{MountError, cgroup2_root, ensure_bpffs};
+pub use mounts::{BPFFS, MountError, cgroup2_root, ensure_bpffs, on_bpffs};
 pub use net::{Link, NetChange, NodeNet};
 pub use patterns::Patterns;
 pub use roles::{RoleRules, role_of};

@@ -8,7 +8,8 @@ use std::{
 use nix::mount::{MsFlags, mount};
 
 const MOUNT_TABLE: &str = "/proc/thread-self/mounts";
-const BPFFS: &str = "/sys/fs/bpf";
+/// Where it is on most systems.
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
@@ -34,8 +35,7 @@ pub fn cgroup2_root() -> Result<PathBuf, MountError> {
 
 /// Makes sure that `pin_root` exists and lies on a BPF file system; mounts one at /sys/fs/bpf if that is where it should be.
 pub fn ensure_bpffs(pin_root: &Path) -> Result<(), MountError> {
-    let table = fs::read_to_string(MOUNT_TABLE).map_err(MountError::Table)?;
-    let mounted = mounts_of(&table, "bpf").any(|mount| pin_root.starts_with(mount));
+    let mounted = on_bpffs(pin_root)?;
     if !mounted && pin_root.starts_with(BPFFS) {
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(MountError::Mount)?;
         tracing::info!(path = BPFFS, "mounted a BPF file system");
@@ -43,6 +43,11 @@ pub fn ensure_bpffs(pin_root: &Path) -> Result<(), MountError> {
         return Err(MountError::NotBpffs(pin_root.to_owned()));
     }
     fs::create_dir_all(pin_root).map_err(|error| MountError::Create { path: pin_root.to_owned(), error })
+}
+
+pub fn on_bpffs(path: &Path) -> Result<bool, MountError> {
+    let table = fs::read_to_string(MOUNT_TABLE).map_err(MountError::Table)?;
+    Ok(mounts_of(&table, "bpf").any(|mount| path.starts_with(mount)))
 }
 
 /// Mount points of one file system type, in the order of the table.

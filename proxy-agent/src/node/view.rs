@@ -25,6 +25,18 @@ pub enum NodePortAddresses {
     Primary,
     /// Those in one of these; a family that none of them belongs to is not filtered.
     Cidrs(Vec<IpNet>),
+    /// Both of these, and no others.
+    PrimaryAnd(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    pub fn of(primary: bool, cidrs: Vec<IpNet>) -> Self {
+        match primary {
+            true if cidrs.is_empty() => Self::Primary,
+            true => Self::PrimaryAnd(cidrs),
+            false => Self::Cidrs(cidrs),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +47,11 @@ impl FromStr for NodePortAddresses {
     type Err = NodePortAddressesError;
 
     fn from_str(text: &str) -> Result<Self, NodePortAddressesError> {
-        if text == "primary" {
-            return Ok(Self::Primary);
-        }
-        let parse = |part: &str| part.trim().parse().map_err(|_| NodePortAddressesError(part.to_owned()));
-        text.split(',').filter(|part| !part.trim().is_empty()).map(parse).collect::<Result<_, _>>().map(Self::Cidrs)
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let (primary, cidrs): (Vec<_>, Vec<_>) = parts.partition(|part| *part == "primary");
+        let parse = |part: &str| part.parse().map_err(|_| NodePortAddressesError(part.to_owned()));
+        let cidrs: Vec<IpNet> = cidrs.into_iter().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self::of(!primary.is_empty(), cidrs))
     }
 }
 
@@ -143,8 +155,10 @@ impl NodeView {
     }
 
     fn serves_node_ports(&self, address: IpAddr) -> bool {
+        let is_primary = || self.primary(|ip| ip.is_ipv4() == address.is_ipv4()) == Some(address);
         match &self.node_ports {
-            NodePortAddresses::Primary => self.primary(|ip| ip.is_ipv4() == address.is_ipv4()) == Some(address),
+            NodePortAddresses::Primary => is_primary(),
+            NodePortAddresses::PrimaryAnd(cidrs) => is_primary() || cidrs.iter().any(|cidr| cidr.contains(&address)),
             NodePortAddresses::Cidrs(cidrs) => {
                 let mut of_family = cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == address.is_ipv4()).peekable();
                 of_family.peek().is_none() || of_family.any(|cidr| cidr.contains(&address))

@@ -96,5 +96,10 @@ fn node_port_cidrs_filter_their_family_only() {
     for (address, served) in [("10.244.1.1", true), ("192.0.2.1", false), ("2001:db8::1", true)] {
         assert_eq!(addresses[&ip(address)] & ADDR_NODEPORT != 0, served, "{address}");
     }
+    let view = self::view("primary,10.244.0.0/16");
+    let addresses = view.addresses();
+    for (address, served) in [("10.244.1.1", true), ("192.0.2.1", true), ("192.0.2.7", false), ("2001:db8::1", true)] {
+        assert_eq!(addresses[&ip(address)] & ADDR_NODEPORT != 0, served, "{address}, with primary");
+    }
     assert!("10.244.0.0/99".parse::<NodePortAddresses>().is_err());
 }

@@ -3,6 +3,7 @@
 //!
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it. Two more of it, with
 //!   offloads on and off, run some of them again.
+//! * `check`: `weir check` and kube-proxy's configuration, on a node each.
 //! * `small`: a world of its own for each test of `flows`, `floods`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own` and
 //!   `churn`.
 //! * `takeover` too, beside rules of kube-proxy's shape; those of iptables where its programs are installed.
@@ -10,6 +11,7 @@
 //!   (`cargo xtask vmtest` has).
 //! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
 
+mod check;
 mod churn;
 mod floods;
 pub(super) mod flows;
@@ -62,6 +64,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         .iter()
         .chain(vanished::TESTS)
         .chain(setup::TESTS)
+        .chain(check::TESTS)
         .chain(fragments::OWN_TESTS)
         .chain(icmp_errors::OWN_TESTS)
         .chain(objects::TESTS)
