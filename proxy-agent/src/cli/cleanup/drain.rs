@@ -54,6 +54,9 @@ struct Progress<'a> {
 pub(super) fn run(pin_root: &Path, args: &DrainArgs, output: Format) -> anyhow::Result<()> {
     let pins = match tables::pins(pin_root) {
         Ok(pins) => pins,
+        Err(TableError::NothingLoaded(_)) if Pins::all_versions(pin_root)?.is_empty() => {
+            return remove(pin_root, Some(Left::default()), output).map(drop);
+        }
         Err(TableError::NothingLoaded(_)) => bail!(
             "the maps below {} are not of this version of Weir; drain with the version that made them",
             pin_root.display()
