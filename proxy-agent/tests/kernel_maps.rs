@@ -21,7 +21,7 @@ use proxy_agent::{
     reconcile::{Dump, NodeAddress, Options, Reconciler},
 };
 use proxy_common::{
-    abi::{EndpointSet, Iface, IfaceRole, names},
+    abi::{Algorithm, EndpointSet, Iface, IfaceRole, names},
     net::{Ipv4, Ipv6},
 };
 use small_maps::create_by_name;
@@ -80,7 +80,7 @@ fn service(number: u8, endpoints: u8) -> ServiceDesired {
         affinity_timeout_s: None,
         health_check_node_port: None,
         traffic_distribution: None,
-        algorithm: None,
+        algorithm: Algorithm::Random,
     };
     let slice = |family, prefix: &str| EndpointSlice {
         name: "slice".into(),
@@ -97,6 +97,7 @@ fn service(number: u8, endpoints: u8) -> ServiceDesired {
                 ready: true,
                 serving: true,
                 terminating: false,
+                weight: 1,
             })
             .collect(),
     };

@@ -4,6 +4,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code, reason = "nothing calls the hooks on the host"))]
 
+mod atomic;
 mod config;
 mod frame;
 mod hooks;

@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use proxy_common::abi::{
     AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, PortName,
-    REASON_SLOTS, RingSlot, Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches, VerdictRecord,
-    capacity,
+    REASON_SLOTS, RingSlot, Service, ServiceKey, SnatEntry, SockCookie, SockKey, SockLoad, SockPeer, SourceRangeKey,
+    Switches, VerdictRecord, capacity,
 };
 use proxy_common::lb::{Verdict, Work};
 use proxy_common::net::{Family, Ipv4, Ipv6, V4, V6};
@@ -20,6 +20,7 @@ type NewFlows<F> = LruHashMap<FlowKey<F>, Flow<F>, { capacity::NEW_FLOWS }>;
 type NewSnat<F> = LruHashMap<FlowKey<F>, SnatEntry<F>, { capacity::NEW_SNAT }>;
 type Frags<F> = LruHashMap<FragKey<F>, FragEntry<F>, { capacity::FRAGS }>;
 type SrcRanges<F> = LpmTrie<SourceRangeKey<F>, u32, { capacity::SRC_RANGES }>;
+type Loads = Array<u32, { capacity::BACKENDS }>;
 type SockRevnat<F> = LruHashMap<SockKey<F>, SockPeer<F>, { capacity::SOCK_REVNAT }>;
 
 #[btf_map]
@@ -62,6 +63,10 @@ static SRC_RANGES_V6: SrcRanges<V6> = SrcRanges::new();
 static SOCK_REVNAT_V4: SockRevnat<V4> = SockRevnat::new();
 #[btf_map]
 static SOCK_REVNAT_V6: SockRevnat<V6> = SockRevnat::new();
+#[btf_map]
+static LOADS_V4: Loads = Loads::new();
+#[btf_map]
+static LOADS_V6: Loads = Loads::new();
 
 // Mapped into the agent, which changes a set by one 64-bit store.
 #[btf_map]
@@ -70,6 +75,11 @@ pub(crate) static SETS: Array<EndpointSet, { capacity::SETS }, { BPF_F_MMAPABLE 
 pub(crate) static RINGS: Array<RingSlot, { capacity::RINGS }> = Array::new();
 #[btf_map]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityValue, { capacity::AFFINITY }> = LruHashMap::new();
+// Round robin: how many slots of each set were given out.
+#[btf_map]
+pub(crate) static CURSORS: Array<u64, { capacity::SETS }> = Array::new();
+#[btf_map]
+pub(crate) static SOCK_LOADS: LruHashMap<SockCookie, SockLoad, { capacity::SOCK_REVNAT }> = LruHashMap::new();
 #[btf_map]
 pub(crate) static IFACES: HashMap<u32, Iface, { capacity::IFACES }> = HashMap::new();
 #[btf_map]
@@ -114,12 +124,13 @@ pub(crate) trait FamilyMaps: Family {
     fn frags() -> &'static Frags<Self>;
     fn src_ranges() -> &'static SrcRanges<Self>;
     fn sock_revnat() -> &'static SockRevnat<Self>;
+    fn loads() -> &'static Loads;
     fn scratch() -> &'static Scratches<Self>;
 }
 
 macro_rules! family_maps {
     ($family:ty: $addrs:ident $services:ident $backends:ident $conntrack:ident $snat:ident $new_flows:ident
-        $new_snat:ident $frags:ident $ranges:ident $sock:ident $scratch:ident) => {
+        $new_snat:ident $frags:ident $ranges:ident $sock:ident $loads:ident $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn addrs() -> &'static Addrs<Self::Addr> {
@@ -162,6 +173,10 @@ macro_rules! family_maps {
                 &$sock
             }
             #[inline(always)]
+            fn loads() -> &'static Loads {
+                &$loads
+            }
+            #[inline(always)]
             fn scratch() -> &'static Scratches<Self> {
                 &$scratch
             }
@@ -169,6 +184,6 @@ macro_rules! family_maps {
     };
 }
 family_maps!(V4: ADDRS_V4 SERVICES_V4 BACKENDS_V4 CONNTRACK_V4 SNAT_V4 NEW_FLOWS_V4 NEW_SNAT_V4 FRAGS_V4
-    SRC_RANGES_V4 SOCK_REVNAT_V4 SCRATCH_V4);
+    SRC_RANGES_V4 SOCK_REVNAT_V4 LOADS_V4 SCRATCH_V4);
 family_maps!(V6: ADDRS_V6 SERVICES_V6 BACKENDS_V6 CONNTRACK_V6 SNAT_V6 NEW_FLOWS_V6 NEW_SNAT_V6 FRAGS_V6
-    SRC_RANGES_V6 SOCK_REVNAT_V6 SCRATCH_V6);
+    SRC_RANGES_V6 SOCK_REVNAT_V6 LOADS_V6 SCRATCH_V6);

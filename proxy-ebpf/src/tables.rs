@@ -1,14 +1,15 @@
 //! [`Tables`] over the BPF maps.
 
+use crate::atomic::{add_u32, fetch_add_u64};
 use crate::config::config;
-use crate::maps::{AFFINITY, CLOCK, FamilyMaps, IFACES, RINGS, SETS, SWITCHES};
+use crate::maps::{AFFINITY, CLOCK, CURSORS, FamilyMaps, IFACES, RINGS, SETS, SOCK_LOADS, SWITCHES};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{LruHashMap, lpm_trie::Key};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_loop};
 use core::ffi::c_void;
 use proxy_common::abi::{
     AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, RingSlot,
-    Service, ServiceCidrs, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey,
+    Service, ServiceCidrs, ServiceKey, SnatEntry, SockCookie, SockKey, SockLoad, SockPeer, SourceRangeKey,
 };
 use proxy_common::lb::{Insert, Step, TableFull, Tables};
 use proxy_common::net::Tuple;
@@ -159,6 +160,18 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     }
 
     #[inline(always)]
+    fn copy_backend(&self, id: u32, to: &mut Backend<F>) -> bool {
+        // Not by way of the stack.
+        match F::backends().get(id) {
+            Some(backend) => {
+                *to = *backend;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
     fn source_allowed(&self, service: u32, client: &F::Addr) -> bool {
         let bits = 8 * size_of::<SourceRangeKey<F>>() as u32;
         let key = Key::new(bits, SourceRangeKey { service, client: *client });
@@ -239,6 +252,41 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     #[inline(always)]
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull> {
         F::sock_revnat().insert(key, peer, flags(Insert::Any)).map_err(|_| TableFull)
+    }
+
+    #[inline(always)]
+    fn next_turn(&self, set: u32) -> u64 {
+        match CURSORS.get_ptr_mut(set) {
+            // SAFETY: elements of an array are aligned to eight bytes.
+            Some(turn) => unsafe { fetch_add_u64(turn, 1) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn load(&self, backend: u32) -> u32 {
+        // Below zero for a moment, if the agent's correction knew of an end before it was counted here.
+        F::loads().get(backend).map_or(0, |load| if (*load as i32) < 0 { 0 } else { *load })
+    }
+
+    #[inline(always)]
+    fn add_load(&self, backend: u32, change: i32) {
+        if let Some(load) = F::loads().get_ptr_mut(backend) {
+            // SAFETY: elements of an array are aligned to eight bytes.
+            unsafe { add_u32(load, change as u32) };
+        }
+    }
+
+    #[inline(always)]
+    fn sock_load(&self, cookie: u64) -> Option<SockLoad> {
+        // SAFETY: copied at once; the reader compares `check`.
+        unsafe { SOCK_LOADS.get(SockCookie::new(cookie)) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_sock_load(&self, cookie: u64, load: &SockLoad) {
+        // A full table costs the load of this socket's end, which the agent corrects.
+        let _ = SOCK_LOADS.insert(SockCookie::new(cookie), load, flags(Insert::Any));
     }
 
     #[inline(always)]

@@ -31,6 +31,8 @@ pub struct AgentConfig {
     /// On the node's own addresses.
     pub protected_ports: Vec<RangeInclusive<u16>>,
     pub masquerade_all: bool,
+    /// Slots of a Maglev table, a prime.
+    pub maglev_table_size: u32,
     pub snat_ports: PortRange,
     pub connect_hooks: ConnectHooks,
     /// None: the root of the cgroup2 hierarchy.

@@ -3,6 +3,7 @@
 
 mod attachment;
 mod config;
+mod loads;
 mod lock;
 mod retired;
 mod run;

@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     attachment::Attachment,
     config::{AgentConfig, Source},
+    loads::LoadWatch,
     lock::{self, Role},
     retired::{Look, RetiredWatch},
     sockets::Sockets,
@@ -76,8 +77,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let pins = Pins::new(&config.pin_root);
     let sockets = Sockets::start(config.sockets, pins.dir(), &mut state)?;
     let retired = RetiredWatch::new(pins.dir().to_owned());
+    let loads = LoadWatch::new(pins.dir().to_owned());
     let mut main_loop =
-        Loop { state, attachment, sockets, retired, health, sync_delay: config.sync_delay, started, due: None };
+        Loop { state, attachment, sockets, retired, loads, health, sync_delay: config.sync_delay, started, due: None };
     tokio::select! {
         () = main_loop.run(event_queue, change_queue, &mut stop) => {}
         error = servers.fatal() => return Err(error),
@@ -127,7 +129,10 @@ fn load(config: &AgentConfig, object: &[u8], metrics: Metrics) -> anyhow::Result
     }
     fault::reach(FaultPoint::PortsReserved);
     let maps = KernelMaps::from_pins(pins.dir())?;
-    let options = reconcile::Options { protected_node_ports: config.protected_ports.clone() };
+    let options = reconcile::Options {
+        protected_node_ports: config.protected_ports.clone(),
+        maglev_table_size: config.maglev_table_size,
+    };
     let reconciler = Reconciler::new(maps, options, Instant::now())?;
     fault::reach(FaultPoint::MapsRead);
     let view = NodeView::new(config.roles.clone(), config.node_ports.clone());
@@ -145,6 +150,7 @@ struct Loop {
     attachment: Attachment,
     sockets: Sockets,
     retired: RetiredWatch,
+    loads: LoadWatch,
     health: Health,
     sync_delay: Duration,
     started: Instant,
@@ -162,8 +168,11 @@ impl Loop {
         loop {
             let now = Instant::now();
             let look = self.retired.due(self.state.any_retired(), now);
-            let wake =
-                [self.due, self.state.next_retry(), self.attachment.retry_at(), look].into_iter().flatten().min();
+            let correction = self.loads.due(self.state.any_counted(), now);
+            let wake = [self.due, self.state.next_retry(), self.attachment.retry_at(), look, correction]
+                .into_iter()
+                .flatten()
+                .min();
             tokio::select! {
                 biased;
                 () = stop.wait() => return,
@@ -172,6 +181,7 @@ impl Loop {
                 () = pause(until(wake, now)) => self.on_time(),
                 Some(event) = events.recv() => self.on_event(event, &mut events),
                 look = self.retired.found() => self.on_look(&look),
+                () = self.loads.corrected() => {}
             }
             self.sockets.end_retired(&mut self.state);
         }
@@ -222,6 +232,9 @@ impl Loop {
         }
         if self.attachment.retry_at().is_some_and(|at| at <= now) {
             self.attachment.update(&self.state.view, now);
+        }
+        if self.loads.is_due(now) {
+            self.loads.correct(self.state.counted());
         }
         if self.retired.is_due(now) {
             self.retired.look(self.state.retired_addresses(), now);

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use proxy_common::abi::{ADDR_NODEPORT, BackendState, SocketEnding};
 
 use crate::{
-    dataplane::{Dataplane, DataplaneError},
+    dataplane::{Counted, Dataplane, DataplaneError},
     desired::{Facts, ServiceDesired, build_desired, build_host_ports},
     events::{Events, Reason, object_of},
     fault::{self, FaultPoint},
@@ -155,6 +155,15 @@ impl<D: Dataplane> State<D> {
 
     pub(super) fn retired_addresses(&self) -> BTreeSet<IpAddr> {
         self.reconciler.retired_addresses().collect()
+    }
+
+    pub(super) fn any_counted(&self) -> bool {
+        self.reconciler.mirror().any_counted()
+    }
+
+    /// Backends whose connections are counted.
+    pub(super) fn counted(&self) -> Counted {
+        self.reconciler.mirror().counted()
     }
 
     pub(super) fn any_retired(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proxy_common::abi::{BACKEND_DIRECT, IfaceRole};
+use proxy_common::abi::{Algorithm, BACKEND_DIRECT, IfaceRole};
 
 use super::*;
 use crate::{
@@ -35,7 +35,7 @@ fn service(name: &str, cluster_ip: &str) -> Event {
         affinity_timeout_s: None,
         health_check_node_port: None,
         traffic_distribution: None,
-        algorithm: None,
+        algorithm: Algorithm::Random,
     }))
 }
 
@@ -55,6 +55,7 @@ fn slice(service: &str, address: &str) -> Event {
             ready: true,
             serving: true,
             terminating: false,
+            weight: 1,
         }],
     }))
 }

@@ -14,6 +14,7 @@ use crate::{
     loader::{Capacities, ConnectHooks, Placement, TcBackend, sys::Order},
     logging::{self, LogArgs, LogFormat},
     node::{NodePortAddresses, Patterns, RoleRules, ports::PortRange},
+    reconcile::{MAGLEV_TABLE_SIZE, MAGLEV_TABLE_SIZES, is_prime},
     sockets::SocketsConfig,
     sources::{
         kubernetes::{KubernetesConfig, WATCH_TIMEOUT_S, Wanted},
@@ -80,6 +81,9 @@ pub struct AgentArgs {
     /// Translate the source of all Service traffic, also that of pods of this node
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     masquerade_all: Option<bool>,
+    /// Slots of the table of each endpoint set with algorithm maglev, a prime; all nodes must have the same
+    #[arg(long, value_name = "PRIME", default_value_t = MAGLEV_TABLE_SIZE, value_parser = maglev_table_size)]
+    maglev_table_size: u32,
     /// Source ports towards endpoints on other nodes, Weir's alone: reserved in net.ipv4.ip_local_reserved_ports where the kernel
     /// would use them
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
@@ -202,6 +206,7 @@ impl AgentArgs {
             external_ranges: self.external_address_ranges,
             protected_ports: self.protected_node_ports,
             masquerade_all: self.masquerade_all.or(settings.masquerade_all).unwrap_or_default(),
+            maglev_table_size: self.maglev_table_size,
             snat_ports: self.snat_ports,
             connect_hooks: self.connect_hooks,
             cgroup_root: self.cgroup_root,
@@ -245,9 +250,21 @@ pub(super) fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     }
 }
 
+fn maglev_table_size(text: &str) -> Result<u32, String> {
+    let size = text.parse().ok().filter(|size| MAGLEV_TABLE_SIZES.contains(size) && is_prime(*size));
+    let expected = || format!("expected a prime from {} to {}", MAGLEV_TABLE_SIZES.start(), MAGLEV_TABLE_SIZES.end());
+    size.ok_or_else(expected)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn maglev_table_sizes() {
+        assert_eq!(maglev_table_size("65521"), Ok(65521));
+        assert!(["65520", "13", "999983", "x"].into_iter().all(|text| maglev_table_size(text).is_err()));
+    }
 
     #[test]
     fn port_ranges() {

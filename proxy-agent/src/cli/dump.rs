@@ -9,8 +9,8 @@ use aya::{
 use proxy_common::{
     abi::{
         AddressInfo, AffinityKey, AffinityValue, Backend, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface,
-        PortName, Reason, RingSlot, Service, ServiceKey, SnatEntry, SockKey, SockPeer, SourceRangeKey, Switches,
-        VerdictRecord, names,
+        PortName, Reason, RingSlot, Service, ServiceKey, SnatEntry, SockCookie, SockKey, SockLoad, SockPeer,
+        SourceRangeKey, Switches, VerdictRecord, names,
     },
     net::{Ipv4, Ipv6, V4, V6},
 };
@@ -59,6 +59,9 @@ pub(super) fn dump(pins: &Pins, map: &str) -> Result<Vec<Entry>, TableError> {
         names::SRC_RANGES_V6 => prefixes::<SourceRangeKey<V6>>(pins, map),
         names::SOCK_REVNAT_V4 => hash::<SockKey<V4>, SockPeer<V4>>(pins, map),
         names::SOCK_REVNAT_V6 => hash::<SockKey<V6>, SockPeer<V6>>(pins, map),
+        names::CURSORS => array::<u64>(pins, map),
+        names::LOADS_V4 | names::LOADS_V6 => array::<u32>(pins, map),
+        names::SOCK_LOADS => hash::<SockCookie, SockLoad>(pins, map),
         names::IFACES => hash::<u32, Iface>(pins, map),
         names::SWITCHES => array::<Switches>(pins, map),
         names::PORT_NAMES => port_names(pins),
@@ -80,6 +83,7 @@ pub(super) fn count(pins: &Pins, map: &str) -> Result<usize, TableError> {
         names::AFFINITY => Ok(entries::<AffinityKey, AffinityValue>(pins, map)?.len()),
         names::SOCK_REVNAT_V4 => Ok(entries::<SockKey<V4>, SockPeer<V4>>(pins, map)?.len()),
         names::SOCK_REVNAT_V6 => Ok(entries::<SockKey<V6>, SockPeer<V6>>(pins, map)?.len()),
+        names::SOCK_LOADS => Ok(entries::<SockCookie, SockLoad>(pins, map)?.len()),
         _ => Ok(dump(pins, map)?.len()),
     }
 }

@@ -1,9 +1,12 @@
 //! `weir services` and `weir backends`: what stands in SERVICES, SETS, RINGS and BACKENDS, put together.
 
+use std::collections::BTreeSet;
+
 use proxy_common::{
     abi::{
-        BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, BackendState, EmptySet, FrontendKind,
-        SERVICE_EXTERNAL_LOCAL, SERVICE_INTERNAL_LOCAL, SERVICE_SOURCE_RANGES, Service, ServiceKey,
+        Algorithm, BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState,
+        EmptySet, FrontendKind, SERVICE_EXTERNAL_LOCAL, SERVICE_INTERNAL_LOCAL, SERVICE_SOURCE_RANGES, Service,
+        ServiceKey, names,
     },
     net::{Address, V4, V6},
 };
@@ -11,11 +14,12 @@ use serde::Serialize;
 
 use super::{
     output::Row,
-    tables::{PortNames, TableError, actual, protocol, socket},
+    tables::{PortNames, TableError, actual, element_of, protocol, socket},
 };
 use crate::{
     dataplane::{Actual, MapFamily},
     loader::Pins,
+    reconcile::algorithm_name,
 };
 
 /// One frontend.
@@ -31,6 +35,8 @@ pub(super) struct FrontendRow {
     pub(super) internal: SetRow,
     /// For all other clients.
     pub(super) external: SetRow,
+    /// How new flows get an endpoint.
+    pub(super) algorithm: &'static str,
     /// Session affinity timeout; 0 = none.
     pub(super) affinity_s: u32,
     /// Load balancer source ranges; clients outside of them are dropped.
@@ -64,7 +70,7 @@ impl SetRow {
 
 impl Row for FrontendRow {
     const COLUMNS: &'static [&'static str] =
-        &["SERVICE", "KIND", "FRONTEND", "FROM THIS NODE", "FROM OUTSIDE", "AFFINITY", "SOURCE RANGES"];
+        &["SERVICE", "KIND", "FRONTEND", "FROM THIS NODE", "FROM OUTSIDE", "ALGORITHM", "AFFINITY", "SOURCE RANGES"];
 
     fn cells(&self) -> Vec<String> {
         let address = self.address.as_deref().unwrap_or("*");
@@ -75,6 +81,7 @@ impl Row for FrontendRow {
             format!("{address}:{}", self.port),
             self.internal.cell(),
             self.external.cell(),
+            self.algorithm.to_owned(),
             if self.affinity_s == 0 { "-".to_owned() } else { format!("{} s", self.affinity_s) },
             self.source_ranges.as_ref().map_or_else(|| "-".to_owned(), |ranges| ranges.join(" ")),
         ]
@@ -113,6 +120,7 @@ fn frontend<F: MapFamily>(actual: &Actual, names: &PortNames, key: &ServiceKey<F
         protocol: protocol(key.protocol),
         internal: set::<F>(actual, service.internal_set, service.flags & SERVICE_INTERNAL_LOCAL != 0),
         external: set::<F>(actual, service.external_set, service.flags & SERVICE_EXTERNAL_LOCAL != 0),
+        algorithm: algorithm_name(service.algorithm),
         affinity_s: service.affinity_s,
         source_ranges: (service.flags & SERVICE_SOURCE_RANGES != 0).then_some(ranges),
     }
@@ -147,11 +155,15 @@ pub(super) struct BackendRow {
     pub(super) direct: bool,
     /// Sets that it is in; none for an endpoint that serves known flows only.
     pub(super) sets: Vec<&'static str>,
+    /// Its share of new flows.
+    pub(super) weight: u16,
+    /// Open connections that this node sent there; counted for the algorithm lc only.
+    pub(super) load: Option<u32>,
 }
 
 impl Row for BackendRow {
     const COLUMNS: &'static [&'static str] =
-        &["SERVICE", "BACKEND", "ID", "GENERATION", "NODE", "CLIENT ADDRESS", "SETS"];
+        &["SERVICE", "BACKEND", "ID", "GENERATION", "NODE", "CLIENT ADDRESS", "SETS", "WEIGHT", "LOAD"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -162,6 +174,8 @@ impl Row for BackendRow {
             if self.local { "this" } else { "other" }.to_owned(),
             if self.direct { "kept" } else { "translated" }.to_owned(),
             if self.sets.is_empty() { "-".to_owned() } else { self.sets.join(",") },
+            self.weight.to_string(),
+            self.load.map_or_else(|| "-".to_owned(), |load| load.to_string()),
         ]
     }
 }
@@ -169,26 +183,40 @@ impl Row for BackendRow {
 /// All serving endpoints, by Service and address.
 pub(super) fn backends(pins: &Pins) -> Result<Vec<BackendRow>, TableError> {
     let (actual, names) = (actual(pins)?, PortNames::read(pins)?);
-    let mut rows = backends_of::<V4>(&actual, &names);
-    rows.extend(backends_of::<V6>(&actual, &names));
+    let loads = [element_of(pins, names::LOADS_V4)?, element_of(pins, names::LOADS_V6)?];
+    let mut rows = backends_of::<V4>(&actual, &names, &loads[0])?;
+    rows.extend(backends_of::<V6>(&actual, &names, &loads[1])?);
     rows.sort();
     Ok(rows)
 }
 
-fn backends_of<F: MapFamily>(actual: &Actual, names: &PortNames) -> Vec<BackendRow> {
+fn backends_of<F: MapFamily>(
+    actual: &Actual,
+    names: &PortNames,
+    load: &dyn Fn(u32) -> Result<u32, TableError>,
+) -> Result<Vec<BackendRow>, TableError> {
+    let services = F::tables(actual).services.values();
+    let counted: BTreeSet<u32> =
+        services.filter(|it| it.algorithm == Algorithm::LeastConnections).map(|it| it.id).collect();
     let used = (0_u32..).zip(&F::tables(actual).backends).filter(|(_, backend)| backend.state == BackendState::Serving);
     let has = |flags: u8, bit: u8| flags & bit != 0;
-    used.map(|(id, backend)| BackendRow {
-        service: names.get(backend.service),
-        address: socket(F::to_ip(backend.addr), backend.port),
-        id,
-        generation: backend.generation,
-        local: has(backend.flags, BACKEND_IS_LOCAL),
-        direct: has(backend.flags, BACKEND_DIRECT),
-        sets: [(BACKEND_CLUSTER_SET, "cluster"), (BACKEND_LOCAL_SET, "local")]
-            .into_iter()
-            .filter_map(|(bit, name)| has(backend.flags, bit).then_some(name))
-            .collect(),
-    })
-    .collect()
+    let row = |(id, backend): (u32, &Backend<F>)| {
+        let load = counted.contains(&backend.service).then(|| load(id)).transpose()?;
+        Ok(BackendRow {
+            service: names.get(backend.service),
+            address: socket(F::to_ip(backend.addr), backend.port),
+            id,
+            generation: backend.generation,
+            local: has(backend.flags, BACKEND_IS_LOCAL),
+            direct: has(backend.flags, BACKEND_DIRECT),
+            sets: [(BACKEND_CLUSTER_SET, "cluster"), (BACKEND_LOCAL_SET, "local")]
+                .into_iter()
+                .filter_map(|(bit, name)| has(backend.flags, bit).then_some(name))
+                .collect(),
+            weight: backend.weight,
+            // Below zero for a moment, while a correction overtakes the programs.
+            load: load.map(|load| load.cast_signed().max(0).cast_unsigned()),
+        })
+    };
+    used.map(row).collect()
 }

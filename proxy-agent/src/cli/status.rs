@@ -131,6 +131,7 @@ impl MapRow {
             names::SOCK_REVNAT_V4 | names::SOCK_REVNAT_V6 => {
                 "the oldest translated sockets see their endpoint's address in place of the Service's"
             }
+            names::SOCK_LOADS => "some sockets count for no endpoint of a Service with algorithm lc",
             _ => "no Service that needs more of it can be programmed; the others go on (see the agent's log)",
         };
         Some(format!("{} is full: {consequence}.", self.map))

@@ -69,6 +69,15 @@ pub(super) fn elements<V: Pod>(pins: &Pins, map: &str) -> Result<Vec<V>, TableEr
     array.iter().collect::<Result<_, _>>().map_err(failed(map))
 }
 
+/// Reads elements of an array one by one.
+pub(super) fn element_of<V: Pod>(
+    pins: &Pins,
+    map: &'static str,
+) -> Result<impl Fn(u32) -> Result<V, TableError> + use<V>, TableError> {
+    let array: Array<MapData, V> = open(pins, map)?;
+    Ok(move |index| array.get(&index, 0).map_err(failed(map)))
+}
+
 /// All elements of a per-CPU array: for each index, the value of every CPU.
 pub(super) fn per_cpu<V: Pod>(pins: &Pins, map: &str) -> Result<Vec<Vec<V>>, TableError> {
     let array: PerCpuArray<MapData, V> = open(pins, map)?;

@@ -8,10 +8,10 @@ use std::{
 
 use proxy_common::{
     abi::{
-        AddressInfo, Backend, BackendState, EmptySet, EndpointSet, Iface, PortName, RingSlot, Service, ServiceKey,
-        SourceRangeKey, Switches,
+        AddressInfo, Backend, EmptySet, EndpointSet, Iface, PortName, RingSlot, Service, ServiceKey, SourceRangeKey,
+        Switches,
     },
-    net::{Address, V4, V6},
+    net::{V4, V6},
 };
 
 use super::{FamilyOp, MapFamily, MapOp};
@@ -139,8 +139,7 @@ impl<F: MapFamily> FamilyTables<F> {
     }
 
     /// A zeroed element of BACKENDS.
-    pub const FREE_BACKEND: Backend<F> =
-        Backend { addr: F::Addr::ZERO, port: 0, flags: 0, state: BackendState::Free, generation: 0, service: 0 };
+    pub const FREE_BACKEND: Backend<F> = Backend::FREE;
 
     /// The element `id` of BACKENDS.
     #[must_use]

@@ -11,6 +11,8 @@ pub enum DataplaneError {
     Write { map: &'static str, op: String, source: MapError },
     #[error("cannot read map {map}: {source}")]
     Read { map: &'static str, source: MapError },
+    #[error("cannot read map {map}: {source}")]
+    Batch { map: &'static str, source: std::io::Error },
     #[error("map {map} is missing")]
     Missing { map: &'static str },
     #[error("cannot open map {map}: {source}")]

@@ -9,7 +9,7 @@ use aya::{
 };
 use proxy_common::{
     abi::{Flow, FlowKey, FlowKind, FlowState, names},
-    net::{SCTP, TCP, V4, V6},
+    net::{Family, SCTP, TCP, V4, V6},
 };
 
 use super::{DataplaneError, MapFamily};
@@ -55,14 +55,18 @@ where
 
 /// The frontend's address, if the entry is that of an open TCP connection or SCTP association. Datagrams to a Service that is gone find none.
 pub fn frontend_of<F: MapFamily>(key: &FlowKey<F>, flow: &Flow<F>, now_s: u32) -> Option<IpAddr> {
+    is_open(key, flow, now_s).then(|| F::to_ip(flow.frontend))
+}
+
+/// True for the entry of an open TCP connection or SCTP association.
+pub(super) fn is_open<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, now_s: u32) -> bool {
     let limit = match flow.state {
-        FlowState::None | FlowState::Closed => return None,
+        FlowState::None | FlowState::Closed => return false,
         FlowState::Established => IDLE_S,
         FlowState::New | FlowState::FinFromClient | FlowState::FinFromBackend => HALF_OPEN_S,
     };
     let connection = matches!(key.protocol, TCP | SCTP);
-    let open = connection && matches!(flow.kind, FlowKind::Forward) && now_s.wrapping_sub(flow.last_seen_s) <= limit;
-    open.then(|| F::to_ip(flow.frontend))
+    connection && matches!(flow.kind, FlowKind::Forward) && now_s.wrapping_sub(flow.last_seen_s) <= limit
 }
 
 #[cfg(test)]

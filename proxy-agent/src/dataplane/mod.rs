@@ -4,11 +4,13 @@
 //! plain collections that can be told to fail. `reconcile` calls both in the same way.
 
 mod actual;
+mod batch;
 mod error;
 mod fake;
 mod family;
 mod in_use;
 mod kernel;
+mod loads;
 mod op;
 mod sets;
 
@@ -18,6 +20,7 @@ pub use fake::{FakeMaps, Injection};
 pub use family::{FamilyNames, MapFamily};
 pub use in_use::{frontend_of, frontends_in_use};
 pub use kernel::KernelMaps;
+pub use loads::{Counted, Written, correct_loads};
 pub(crate) use op::port_name_text;
 pub use op::{FamilyOp, MapOp};
 

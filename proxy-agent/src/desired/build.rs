@@ -46,6 +46,7 @@ pub fn build_desired<'a>(
         ports.push(PortDesired {
             name,
             affinity_s: service.affinity_timeout_s.unwrap_or(0),
+            algorithm: service.algorithm,
             v4: port_family::<V4>(service, port, &addresses, slices.clone(), facts),
             v6: port_family::<V6>(service, port, &addresses, slices.clone(), facts),
         });
@@ -149,7 +150,9 @@ fn set_of(policy: TrafficPolicy) -> SetKind {
 fn backends<F: MapFamily>(endpoints: &PortEndpoints, facts: &Facts<'_>) -> Vec<PortBackend<F>> {
     let mut flags = vec![0; endpoints.all.len()];
     for (bit, members) in [(BACKEND_CLUSTER_SET, &endpoints.cluster), (BACKEND_LOCAL_SET, &endpoints.local)] {
-        members.iter().for_each(|index| flags[*index] |= bit);
+        // Without weight: no new flows, while those that are there go on.
+        let members = members.iter().filter(|index| endpoints.all[**index].weight > 0);
+        members.for_each(|index| flags[*index] |= bit);
     }
     let backend = |(endpoint, mut flags): (&super::endpoints::PortEndpoint, u8)| {
         let addr = F::from_ip(endpoint.address)?;
@@ -159,7 +162,7 @@ fn backends<F: MapFamily>(endpoints: &PortEndpoints, facts: &Facts<'_>) -> Vec<P
                 flags |= BACKEND_DIRECT;
             }
         }
-        Some(PortBackend { addr, port: endpoint.port, flags })
+        Some(PortBackend { addr, port: endpoint.port, flags, weight: endpoint.weight })
     };
     endpoints.all.iter().zip(flags).filter_map(backend).collect()
 }

@@ -7,7 +7,7 @@ use crate::{
     desired::{ServiceDesired, SetKind},
     model::{Endpoint, Protocol, ServiceName, SlicePort},
 };
-use proxy_common::abi::EmptySet;
+use proxy_common::abi::{Algorithm, EmptySet};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -31,7 +31,7 @@ fn service() -> Service {
         affinity_timeout_s: None,
         health_check_node_port: None,
         traffic_distribution: None,
-        algorithm: None,
+        algorithm: Algorithm::Random,
     }
 }
 
@@ -45,6 +45,7 @@ fn slice(endpoints: &[(&str, &str)]) -> EndpointSlice {
         ready: true,
         serving: true,
         terminating: false,
+        weight: 1,
     };
     EndpointSlice {
         name: "web-1".into(),

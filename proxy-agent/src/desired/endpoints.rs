@@ -19,6 +19,7 @@ pub struct PortEndpoint {
     /// On this node, told by nodeName and never by address.
     pub local: bool,
     pub zone: Option<Arc<str>>,
+    pub weight: u16,
 }
 
 /// The endpoints of one service-port in one family. `cluster` and `local` are indices into `all`.
@@ -177,6 +178,7 @@ fn port_endpoint(item: &EndpointRef<'_>, node: &NodeFacts) -> PortEndpoint {
         terminating: endpoint.terminating,
         local: is_local(endpoint, node),
         zone: endpoint.zone.clone(),
+        weight: endpoint.weight,
     }
 }
 

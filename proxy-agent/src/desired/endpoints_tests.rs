@@ -33,6 +33,7 @@ fn endpoint(text: &str) -> Endpoint {
         ready: [READY, PUBLISHED].contains(&state),
         serving: [READY, DRAINING, PUBLISHED].contains(&state),
         terminating: [DRAINING, DEAD, PUBLISHED].contains(&state),
+        weight: 1,
     };
     for word in words {
         if let Some(node) = word.strip_prefix('@') {
@@ -273,6 +274,7 @@ prop_compose! {
             ready,
             serving,
             terminating,
+            weight: 1,
         }
     }
 }

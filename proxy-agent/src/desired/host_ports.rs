@@ -7,7 +7,7 @@ use std::{
 };
 
 use proxy_common::abi::{
-    BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, FrontendKind, ServiceKey,
+    Algorithm, BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, FrontendKind, ServiceKey,
 };
 use proxy_common::net::{V4, V6};
 
@@ -36,6 +36,7 @@ pub fn build_host_ports(pod: &Pod, facts: &Facts<'_>) -> ServiceDesired {
         ports.push(PortDesired {
             name,
             affinity_s: 0,
+            algorithm: Algorithm::Random,
             v4: port_family::<V4>(pod, number, &host_ports, facts),
             v6: port_family::<V6>(pod, number, &host_ports, facts),
         });
@@ -64,7 +65,7 @@ fn port_family<F: MapFamily>(pod: &Pod, port: u16, host_ports: &[&HostPort], fac
     let flags = BACKEND_IS_LOCAL | BACKEND_CLUSTER_SET | BACKEND_LOCAL_SET | direct;
     PortFamily {
         frontends: keys.into_iter().map(frontend).collect(),
-        backends: F::from_ip(*address).map(|addr| PortBackend { addr, port, flags }).into_iter().collect(),
+        backends: F::from_ip(*address).map(|addr| PortBackend { addr, port, flags, weight: 1 }).into_iter().collect(),
         source_ranges: Vec::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use proxy_common::abi::{BACKEND_CLUSTER_SET, BACKEND_LOCAL_SET, EmptySet, FrontendKind, ServiceKey};
+use proxy_common::abi::{Algorithm, BACKEND_CLUSTER_SET, BACKEND_LOCAL_SET, EmptySet, FrontendKind, ServiceKey};
 
 use crate::{
     dataplane::MapFamily,
@@ -28,6 +28,7 @@ pub struct PortDesired {
     pub name: ServicePortName,
     /// Session affinity timeout; 0 = none.
     pub affinity_s: u32,
+    pub algorithm: Algorithm,
     pub v4: PortFamily<V4>,
     pub v6: PortFamily<V6>,
 }
@@ -57,8 +58,9 @@ pub struct Frontend<F: MapFamily> {
 pub struct PortBackend<F: MapFamily> {
     pub addr: F::Addr,
     pub port: u16,
-    /// Bits `BACKEND_*`.
+    /// Bits `BACKEND_*`. With weight 0 it is in no set.
     pub flags: u8,
+    pub weight: u16,
 }
 
 /// Which of the two endpoint sets of a service-port.

@@ -74,6 +74,7 @@ mod tests {
             ready,
             serving: true,
             terminating,
+            weight: 1,
         }
     }
 

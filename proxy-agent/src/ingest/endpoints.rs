@@ -38,6 +38,8 @@ fn slices_of_subset(
             metadata: ObjectMeta {
                 name: Some(format!("{name}:endpoints:{index}:{}", family.to_lowercase())),
                 namespace: object.metadata.namespace.clone(),
+                // The mirroring controller copies them, too.
+                annotations: object.metadata.annotations.clone(),
                 labels: Some(BTreeMap::from([(SERVICE_NAME_LABEL.to_owned(), name.to_owned())])),
                 ..ObjectMeta::default()
             },

@@ -8,6 +8,7 @@ mod endpoints;
 mod intern;
 mod node;
 mod pod;
+mod schedule;
 mod service;
 mod service_cidr;
 mod slice;
@@ -34,6 +35,8 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// How a Service wants its backends chosen.
 pub const ALGORITHM_ANNOTATION: &str = "weir.dev/algorithm";
+/// How much of the new flows the endpoints of an EndpointSlice get.
+pub const WEIGHT_ANNOTATION: &str = "weir.dev/weight";
 
 /// The longest name of a namespace, a Service or a port, in bytes (RFC 1123 label).
 const MAX_NAME_LEN: usize = 63;
@@ -83,6 +86,10 @@ impl Skips {
 
 fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
     metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+}
+
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, label: &str) -> Option<&'a str> {

@@ -6,9 +6,10 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
 use super::{
-    ALGORITHM_ANNOTATION, PROXY_NAME_LABEL, Reduced, Skips,
+    PROXY_NAME_LABEL, Reduced, Skips,
     address::{may_be_vip, parse_ip, parse_range},
     has_label, is_usable_name, namespaced, port_number,
+    schedule::algorithm,
 };
 use crate::model::{Protocol, Service, ServiceName, ServicePort, SkipReason, TrafficPolicy};
 
@@ -51,11 +52,7 @@ pub fn reduce_service(object: &core::Service) -> Reduced<Service> {
         affinity_timeout_s: affinity_timeout(spec, &mut skips),
         health_check_node_port: health_check_node_port(spec, external_policy, &mut skips),
         traffic_distribution: spec.traffic_distribution.as_deref().map(Into::into),
-        algorithm: metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(ALGORITHM_ANNOTATION))
-            .map(|it| it.as_str().into()),
+        algorithm: algorithm(metadata, &mut skips),
     };
     skips.with(service)
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::Family;
+use proxy_common::abi::Algorithm;
 
 fn service(metadata: Value, spec: Value, status: Value) -> core::Service {
     let mut object = json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec, "status": status});
@@ -55,7 +56,7 @@ fn every_field_arrives() {
     let found = value.expect("a Service to program");
     assert_eq!(found.name.to_string(), "default/web");
     assert_eq!(found.created, Some(60));
-    assert_eq!(found.algorithm.as_deref(), Some("maglev"));
+    assert_eq!(found.algorithm, Algorithm::Maglev);
     assert_eq!(found.cluster_ips, ips(&["10.96.0.10", "fd00:96::10"]));
     assert_eq!(found.cluster_ip(Family::V6), Some("fd00:96::10".parse().expect("an address")));
     assert_eq!(found.external_ips, ips(&["80.11.12.10"]));

@@ -8,6 +8,7 @@ use super::{
     HEADLESS_LABEL, Interner, Reduced, SERVICE_NAME_LABEL, Skips,
     address::{may_be_endpoint, parse_ip},
     has_label, label, namespaced, port_number,
+    schedule::Weights,
 };
 use crate::model::{Endpoint, EndpointSlice, Family, Protocol, ServiceName, SkipReason, SlicePort};
 
@@ -36,9 +37,10 @@ pub fn reduce_slice(object: &discovery::EndpointSlice, names: &mut Interner) -> 
         return skips.nothing();
     };
     let ports = ports(object, names, &mut skips);
+    let weights = Weights::read(metadata, &mut skips);
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
     for (index, endpoint) in object.endpoints.iter().enumerate() {
-        endpoints.extend(reduce_endpoint(index, endpoint, family, names, &mut skips));
+        endpoints.extend(reduce_endpoint(index, endpoint, family, &weights, names, &mut skips));
     }
     let slice = EndpointSlice {
         name: name.into(),
@@ -88,6 +90,7 @@ fn reduce_endpoint(
     index: usize,
     endpoint: &discovery::Endpoint,
     family: Family,
+    weights: &Weights,
     names: &mut Interner,
     skips: &mut Skips,
 ) -> Option<Endpoint> {
@@ -113,6 +116,7 @@ fn reduce_endpoint(
         ready: conditions.and_then(|it| it.ready).unwrap_or(true),
         serving: conditions.and_then(|it| it.serving).unwrap_or(true),
         terminating: conditions.and_then(|it| it.terminating).unwrap_or(false),
+        weight: weights.of(address),
     })
 }
 

@@ -84,10 +84,12 @@ pub enum SkipReason {
     InvalidName,
     InvalidAddressType,
     InvalidIpMode,
+    InvalidAlgorithm,
+    InvalidWeight,
 }
 
 impl SkipReason {
-    pub const ALL: [SkipReason; 15] = [
+    pub const ALL: [SkipReason; 17] = [
         SkipReason::Malformed,
         SkipReason::MissingName,
         SkipReason::MissingService,
@@ -103,6 +105,8 @@ impl SkipReason {
         SkipReason::InvalidName,
         SkipReason::InvalidAddressType,
         SkipReason::InvalidIpMode,
+        SkipReason::InvalidAlgorithm,
+        SkipReason::InvalidWeight,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -122,6 +126,8 @@ impl SkipReason {
             SkipReason::InvalidName => "invalid-name",
             SkipReason::InvalidAddressType => "invalid-address-type",
             SkipReason::InvalidIpMode => "invalid-ip-mode",
+            SkipReason::InvalidAlgorithm => "invalid-algorithm",
+            SkipReason::InvalidWeight => "invalid-weight",
         }
     }
 }
@@ -146,6 +152,8 @@ impl fmt::Display for SkipReason {
             SkipReason::InvalidName => "expected a name of at most 63 bytes without blanks, slashes and colons",
             SkipReason::InvalidAddressType => "expected IPv4, IPv6 or FQDN",
             SkipReason::InvalidIpMode => "expected VIP or Proxy",
+            SkipReason::InvalidAlgorithm => "expected random, rr, maglev, maglev-5tuple or lc",
+            SkipReason::InvalidWeight => "expected a weight from 0 to 65535, or ADDRESS=WEIGHT",
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
+use proxy_common::abi::Algorithm;
 
 use super::names::{Family, Protocol, ServiceName};
 
@@ -44,8 +45,8 @@ pub struct Service {
     pub affinity_timeout_s: Option<u32>,
     pub health_check_node_port: Option<u16>,
     pub traffic_distribution: Option<Arc<str>>,
-    /// The annotation weir.dev/algorithm, as written.
-    pub algorithm: Option<Arc<str>>,
+    /// From the annotation weir.dev/algorithm.
+    pub algorithm: Algorithm,
 }
 
 /// One backend address of a slice. Nil conditions are already resolved (rule 4).
@@ -59,6 +60,8 @@ pub struct Endpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    /// From the slice's annotation weir.dev/weight, else 1. With 0 it gets no new flows.
+    pub weight: u16,
 }
 
 /// A port of a slice: where the endpoints listen.

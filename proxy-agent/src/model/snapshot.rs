@@ -213,6 +213,8 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::abi::Algorithm;
+
     use super::*;
     use crate::model::{Family, HostPort, Protocol, TrafficPolicy};
 
@@ -230,7 +232,7 @@ mod tests {
             affinity_timeout_s: None,
             health_check_node_port: None,
             traffic_distribution: None,
-            algorithm: None,
+            algorithm: Algorithm::Random,
         }
     }
 

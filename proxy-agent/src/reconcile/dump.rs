@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use proxy_common::{
     abi::{
-        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_RETIRED, ADDR_VANISHED, BACKEND_CLUSTER_SET,
-        BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Cidr, EmptySet, FrontendKind,
-        Iface, IfaceRole, SERVICE_SOURCE_RANGES, Service, ServiceKey,
+        ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_RETIRED, ADDR_VANISHED, Algorithm,
+        BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Cidr,
+        EmptySet, FrontendKind, Iface, IfaceRole, SERVICE_SOURCE_RANGES, Service, ServiceKey,
     },
     net::{V4, V6},
 };
@@ -83,6 +83,9 @@ fn service_line<F: MapFamily>(actual: &Actual, names: &Names, key: &ServiceKey<F
     let kind = kind_name(value.kind);
     let frontend = FrontendId::of::<F>(key);
     let mut line = format!("service {frontend} {kind} {} internal={internal} external={external}", names.of(value.id));
+    if value.algorithm != Algorithm::Random {
+        line += &format!(" algorithm={}", algorithm_name(value.algorithm));
+    }
     if value.affinity_s != 0 {
         line += &format!(" affinity={}s", value.affinity_s);
     }
@@ -102,9 +105,14 @@ fn set_text<F: MapFamily>(actual: &Actual, kind: SetKind, index: u32) -> String 
         let verdict = if set.when_empty() == EmptySet::Drop { "drop" } else { "refuse" };
         return format!("{kind}[]{verdict}");
     }
-    let backend = |id: u32| place::<F>(&F::tables(actual).backend(id));
-    let backends: Vec<String> = actual.ring(set).iter().map(|slot| backend(slot.backend)).collect();
-    format!("{kind}[{}]", backends.join(" "))
+    let mut slots: BTreeMap<(F::Addr, u16), (String, usize)> = BTreeMap::new();
+    for slot in actual.ring(set) {
+        let backend = F::tables(actual).backend(slot.backend);
+        slots.entry((backend.addr, backend.port)).or_insert_with(|| (place::<F>(&backend), 0)).1 += 1;
+    }
+    // How often it stands in the ring, unless all stand there once.
+    let text = |(place, times): &(String, usize)| if *times == 1 { place.clone() } else { format!("{place}*{times}") };
+    format!("{kind}[{}]", slots.values().map(text).collect::<Vec<_>>().join(" "))
 }
 
 fn backends<F: MapFamily>(actual: &Actual, names: &Names, lines: &mut Vec<String>) {
@@ -123,7 +131,8 @@ fn backends<F: MapFamily>(actual: &Actual, names: &Names, lines: &mut Vec<String
     ]
     .map(|(bit, word)| (u32::from(bit), word));
     let line = |(name, it): &(String, &Backend<F>)| {
-        format!("backend {name} {}{}", place::<F>(it), words(u32::from(it.flags), &flags))
+        let weight = if it.weight == 1 { String::new() } else { format!(" weight={}", it.weight) };
+        format!("backend {name} {}{}{weight}", place::<F>(it), words(u32::from(it.flags), &flags))
     };
     lines.extend(entries.iter().map(line));
 }
@@ -159,6 +168,18 @@ fn service_cidrs<F: MapFamily>(actual: &Actual, lines: &mut Vec<String>) {
 
 fn place<F: MapFamily>(backend: &Backend<F>) -> String {
     std::net::SocketAddr::new(F::to_ip(backend.addr), backend.port).to_string()
+}
+
+/// As in the annotation.
+#[must_use]
+pub fn algorithm_name(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::Random => "random",
+        Algorithm::RoundRobin => "rr",
+        Algorithm::Maglev => "maglev",
+        Algorithm::MaglevTuple => "maglev-5tuple",
+        Algorithm::LeastConnections => "lc",
+    }
 }
 
 fn kind_name(kind: FrontendKind) -> &'static str {

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proxy_common::{
-    abi::{BackendState, SERVICE_EXTERNAL_LOCAL, SERVICE_INTERNAL_LOCAL, Service, ServiceKey},
+    abi::{Algorithm, BackendState, SERVICE_EXTERNAL_LOCAL, SERVICE_INTERNAL_LOCAL, Service, ServiceKey},
     net::{V4, V6},
 };
 
 use super::ids::{IdAllocator, IdPool};
 use crate::{
-    dataplane::{Actual, FamilyOp, MapFamily, MapOp, SourceRange},
+    dataplane::{Actual, Counted, FamilyOp, MapFamily, MapOp, SourceRange},
     desired::{PortDesired, PortFamily, SetKind},
 };
 
@@ -34,11 +34,18 @@ pub(super) struct FamilyIndex<F: MapFamily> {
     services: HashMap<u32, BTreeSet<ServiceKey<F>>>,
     backends: HashMap<u32, BTreeMap<(F::Addr, u16), u32>>,
     source_ranges: HashMap<u32, BTreeSet<SourceRange<F>>>,
+    /// Service-ports whose connections are counted (algorithm lc).
+    counted: BTreeSet<u32>,
 }
 
 impl<F: MapFamily> Default for FamilyIndex<F> {
     fn default() -> Self {
-        Self { services: HashMap::new(), backends: HashMap::new(), source_ranges: HashMap::new() }
+        Self {
+            services: HashMap::new(),
+            backends: HashMap::new(),
+            source_ranges: HashMap::new(),
+            counted: BTreeSet::new(),
+        }
     }
 }
 
@@ -47,7 +54,7 @@ impl<F: MapFamily> FamilyIndex<F> {
         let mut index = Self::default();
         let tables = F::tables(actual);
         for (key, value) in &tables.services {
-            index.services.entry(value.id).or_default().insert(*key);
+            index.add_service(key, value);
         }
         for (id, backend) in (0u32..).zip(&tables.backends) {
             if backend.state == BackendState::Serving {
@@ -66,7 +73,7 @@ impl<F: MapFamily> FamilyIndex<F> {
         match op {
             FamilyOp::PutService(key, value) => {
                 self.forget_service(key, tables.services.get(key));
-                self.services.entry(value.id).or_default().insert(*key);
+                self.add_service(key, value);
             }
             FamilyOp::DeleteService(key) => self.forget_service(key, tables.services.get(key)),
             FamilyOp::PutBackend(id, backend) => {
@@ -92,13 +99,31 @@ impl<F: MapFamily> FamilyIndex<F> {
         }
     }
 
+    fn add_service(&mut self, key: &ServiceKey<F>, value: &Service) {
+        self.services.entry(value.id).or_default().insert(*key);
+        if value.algorithm == Algorithm::LeastConnections {
+            self.counted.insert(value.id);
+        } else {
+            self.counted.remove(&value.id);
+        }
+    }
+
     fn forget_service(&mut self, key: &ServiceKey<F>, old: Option<&Service>) {
         if let Some(old) = old {
             remove_from(&mut self.services, old.id, |of| {
                 of.remove(key);
                 of.is_empty()
             });
+            if !self.services.contains_key(&old.id) {
+                self.counted.remove(&old.id);
+            }
         }
+    }
+
+    /// Backends whose connections are counted, with their generations.
+    fn counted(&self, actual: &Actual) -> HashMap<u32, u32> {
+        let ids = self.counted.iter().flat_map(|port| self.backends(*port));
+        ids.map(|id| (id, F::tables(actual).backend(id).generation)).collect()
     }
 
     /// The frontends of a service-port.
@@ -139,6 +164,17 @@ impl Mirror {
     #[must_use]
     pub fn actual(&self) -> &Actual {
         &self.actual
+    }
+
+    /// Of Services with the algorithm lc.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        Counted { v4: self.v4.counted(&self.actual), v6: self.v6.counted(&self.actual) }
+    }
+
+    #[must_use]
+    pub fn any_counted(&self) -> bool {
+        !self.v4.counted.is_empty() || !self.v6.counted.is_empty()
     }
 
     pub fn apply(&mut self, op: &MapOp) {

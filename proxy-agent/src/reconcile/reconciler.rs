@@ -24,6 +24,7 @@ use super::{
     pending::{Failure, Pending, Subject},
     restore::restore,
     rings::RingAllocator,
+    slots::MAGLEV_TABLE_SIZE,
     target::RETIRED_SET,
     vanished::Vanished,
 };
@@ -40,6 +41,8 @@ const MOST_RETIRED: usize = 8;
 pub struct Options {
     /// Ports that no external or load balancer IP takes over on the node's own addresses.
     pub protected_node_ports: Vec<RangeInclusive<u16>>,
+    /// Slots of a Maglev table, a prime; the same on all nodes.
+    pub maglev_table_size: u32,
 }
 
 /// What one call did.
@@ -67,6 +70,7 @@ pub struct Reconciler<D> {
     pub(super) ids: IdAllocator,
     pub(super) rings: RingAllocator,
     pub(super) claims: Claims,
+    pub(super) maglev_table_size: u32,
     pub(super) addresses: AddressCounts,
     pub(super) services: HashMap<ServiceName, ServiceState>,
     node: NodeState,
@@ -90,7 +94,10 @@ pub(super) struct ServiceState {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { protected_node_ports: vec![22..=22, 2379..=2380, 6443..=6443, 10249..=10250, 10256..=10256] }
+        Self {
+            protected_node_ports: vec![22..=22, 2379..=2380, 6443..=6443, 10249..=10250, 10256..=10256],
+            maglev_table_size: MAGLEV_TABLE_SIZE,
+        }
     }
 }
 
@@ -109,6 +116,7 @@ impl<D: Dataplane> Reconciler<D> {
             mirror,
             ids,
             rings,
+            maglev_table_size: options.maglev_table_size,
             claims: Claims::new(options.protected_node_ports),
             addresses,
             services: HashMap::new(),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use proxy_common::{
     abi::{
-        Algorithm, Backend, BackendState, EmptySet, EndpointSet, PortName, RingSlot, SERVICE_EXTERNAL_LOCAL,
+        Backend, BackendState, EmptySet, EndpointSet, PortName, RingSlot, SERVICE_EXTERNAL_LOCAL,
         SERVICE_INTERNAL_LOCAL, SERVICE_SOURCE_RANGES, Service, ServiceKey, SourceRangeKey, names,
     },
     net::{V4, V6},
@@ -16,6 +16,7 @@ use super::{
     mirror::{Mirror, ReconcileFamily},
     restore::port_name,
     rings::{Range, RingAllocator},
+    slots::{Member, slots},
 };
 use crate::{
     dataplane::{Capacity, DataplaneError, MapFamily, SourceRange},
@@ -62,6 +63,7 @@ pub(super) struct Assigner<'a> {
     pub(super) ids: &'a mut IdAllocator,
     pub(super) rings: &'a mut RingAllocator,
     pub(super) capacity: &'a Capacity,
+    pub(super) maglev_table_size: u32,
     pub(super) taken: &'a mut Taken,
     pub(super) now: Instant,
 }
@@ -123,7 +125,7 @@ impl Assigner<'_> {
             .collect();
         let mut sets = Vec::new();
         for kind in &kinds {
-            sets.push(self.set(id, &port.name, desired, &backends, *kind)?);
+            sets.push(self.set(id, port, &backends, *kind)?);
         }
         let index = |kind: SetKind| {
             let place = kinds.iter().position(|it| *it == kind).expect("invariant: every kind used has a set");
@@ -131,7 +133,7 @@ impl Assigner<'_> {
         };
         let services = owned
             .iter()
-            .map(|it| (it.key, service_value(it, id, index(it.internal), index(it.external), port.affinity_s)))
+            .map(|it| (it.key, service_value(it, id, index(it.internal), index(it.external), port)))
             .collect();
         let has_ranges = owned.iter().any(|it| it.source_ranges);
         let source_range = |(client, prefix_len): &(F::Addr, u8)| SourceRange {
@@ -175,6 +177,8 @@ impl Assigner<'_> {
                     state: BackendState::Serving,
                     generation,
                     service: id,
+                    weight: it.weight,
+                    zero: 0,
                 },
             ));
         }
@@ -185,18 +189,20 @@ impl Assigner<'_> {
     fn set<F: ReconcileFamily>(
         &mut self,
         id: u32,
-        name: &ServicePortName,
-        desired: &PortFamily<F>,
+        port: &PortDesired,
         backends: &[(u32, Backend<F>)],
         kind: SetKind,
     ) -> Result<SetTarget, DataplaneError> {
+        let (desired, algorithm, name) = (F::desired(port), port.algorithm, &port.name);
         let full = no_room(names::SETS, name, self.capacity.sets);
         let index = self.ids.set(id, F::FAMILY, kind, self.now).ok_or(full)?;
-        let slots: Vec<RingSlot> = backends
+        let members: Vec<_> = backends.iter().filter(|(_, it)| it.flags & kind.member_bit() != 0).collect();
+        let identities: Vec<Member> = members
             .iter()
-            .filter(|(_, it)| it.flags & kind.member_bit() != 0)
-            .map(|(backend, _)| RingSlot { backend: *backend, set: index })
+            .map(|(_, it)| Member { address: F::to_ip(it.addr), port: it.port, weight: it.weight })
             .collect();
+        let order = slots(algorithm, &identities, self.maglev_table_size);
+        let slots: Vec<_> = order.into_iter().map(|at| RingSlot { backend: members[at].0, set: index }).collect();
         if slots.is_empty() {
             return Ok(SetTarget { index, word: EndpointSet::empty(desired.when_empty(kind)), slots });
         }
@@ -247,16 +253,16 @@ fn service_value<F: MapFamily>(
     id: u32,
     internal_set: u32,
     external_set: u32,
-    affinity_s: u32,
+    port: &PortDesired,
 ) -> Service {
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
     Service {
         id,
         internal_set,
         external_set,
-        affinity_s,
+        affinity_s: port.affinity_s,
         kind: frontend.kind,
-        algorithm: Algorithm::Random,
+        algorithm: port.algorithm,
         flags: flag(frontend.source_ranges, SERVICE_SOURCE_RANGES)
             | flag(frontend.internal == SetKind::Local, SERVICE_INTERNAL_LOCAL)
             | flag(frontend.external == SetKind::Local, SERVICE_EXTERNAL_LOCAL),

@@ -83,6 +83,7 @@ impl<D: Dataplane> Reconciler<D> {
             ids: &mut self.ids,
             rings: &mut self.rings,
             capacity: &self.capacity,
+            maglev_table_size: self.maglev_table_size,
             taken: &mut work.taken,
             now,
         };

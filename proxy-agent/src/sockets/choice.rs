@@ -159,13 +159,15 @@ mod tests {
                 state: BackendState::Free,
                 generation: 0,
                 service: 0,
+                weight: 1,
+                zero: 0,
             }))
         }
     }
 
     fn stale(state: BackendState, generation: u32, cookie: [u32; 2], peer: &str) -> bool {
         let addr = std::net::Ipv4Addr::new(10, 0, 0, 1).into();
-        let backend = Backend { addr, port: 53, flags: 0, state, generation, service: 1 };
+        let backend = Backend { addr, port: 53, flags: 0, state, generation, service: 1, weight: 1, zero: 0 };
         is_stale(&OneSocket(backend), cookie, peer.parse().unwrap()).unwrap()
     }
 

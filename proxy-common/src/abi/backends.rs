@@ -1,7 +1,7 @@
 //! BACKENDS_V4, BACKENDS_V6: backend id -> endpoint. One per (service-port, address, port), for every serving endpoint.
 
 use super::map_types;
-use crate::net::{Family, V4, V6};
+use crate::net::{Address, Family, V4, V6};
 
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +33,23 @@ pub struct Backend<F: Family> {
     pub generation: u32,
     /// Service-port id.
     pub service: u32,
+    /// Its share of new flows, in proportion to the others'.
+    pub weight: u16,
+    pub zero: u16,
 }
 
-map_types!(Backend<V4> = 16, Backend<V6> = 28);
+impl<F: Family> Backend<F> {
+    /// A zeroed element.
+    pub const FREE: Self = Self {
+        addr: F::Addr::ZERO,
+        port: 0,
+        flags: 0,
+        state: BackendState::Free,
+        generation: 0,
+        service: 0,
+        weight: 0,
+        zero: 0,
+    };
+}
+
+map_types!(Backend<V4> = 20, Backend<V6> = 32);

@@ -53,6 +53,8 @@ pub const FLOW_HAIRPIN: u8 = 2;
 pub const FLOW_OWN: u8 = 4;
 /// Only one side was heard yet, or the client has not answered the backend: a spoofed client never does.
 pub const FLOW_UNCONFIRMED: u8 = 8;
+/// Of the forward half: LOADS counts it for its backend until it is closed.
+pub const FLOW_COUNTED: u8 = 16;
 
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,11 +136,6 @@ impl<F: Family> FlowKey<F> {
     #[inline(always)]
     #[must_use]
     pub fn hash(&self, seed: u32) -> u32 {
-        // Multiply-xorshift; the constant is 2^64 divided by the golden ratio, made odd.
-        let mix = |state: u64, word: u32| {
-            let state = (state ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            state ^ (state >> 32)
-        };
         let state = self.dst.fold(self.src.fold(u64::from(seed), mix), mix);
         let ports = u32::from(self.src_port) << 16 | u32::from(self.dst_port);
         (mix(mix(state, ports), u32::from(self.protocol)) >> 16) as u32
@@ -154,6 +151,15 @@ impl<F: Family> SnatEntry<F> {
         let ([p0, p1], [t0, t1, t2, t3]) = (self.client_port.to_ne_bytes(), self.last_seen_s.to_ne_bytes());
         u64::from_ne_bytes([p0, p1, self.state as u8, self.flags, t0, t1, t2, t3])
     }
+}
+
+/// One round of the hashes for selection.
+#[inline(always)]
+#[must_use]
+pub(crate) fn mix(state: u64, word: u32) -> u64 {
+    // Multiply-xorshift; the constant is 2^64 divided by the golden ratio, made odd.
+    let state = (state ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    state ^ (state >> 32)
 }
 
 impl<F: Family> Flow<F> {

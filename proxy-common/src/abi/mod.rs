@@ -11,6 +11,7 @@ mod config;
 mod flows;
 mod fragments;
 mod ifaces;
+mod loads;
 mod reasons;
 mod services;
 mod sets;
@@ -25,9 +26,13 @@ pub use config::{
     CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_MASQUERADE_ALL,
     CONFIG_STRICT_SOURCES, Cidr, Config, MAX_SERVICE_CIDRS, ServiceCidrs, SocketEnding, Switches,
 };
-pub use flows::{FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, SnatEntry};
+pub(crate) use flows::mix;
+pub use flows::{
+    FLOW_COUNTED, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, SnatEntry,
+};
 pub use fragments::{FragEntry, FragKey};
 pub use ifaces::{Iface, IfaceRole};
+pub use loads::{SockCookie, SockLoad};
 pub use reasons::{Action, REASON_SLOTS, Reason, VerdictRecord};
 pub use services::{
     Algorithm, FrontendKind, PortName, SERVICE_EXTERNAL_LOCAL, SERVICE_INTERNAL_LOCAL, SERVICE_SOURCE_RANGES, Service,
@@ -69,11 +74,15 @@ pub mod names {
     pub const PORT_NAMES: &str = "PORT_NAMES";
     pub const COUNTERS: &str = "COUNTERS";
     pub const VERDICT: &str = "VERDICT";
+    pub const CURSORS: &str = "CURSORS";
+    pub const LOADS_V4: &str = "LOADS_V4";
+    pub const LOADS_V6: &str = "LOADS_V6";
+    pub const SOCK_LOADS: &str = "SOCK_LOADS";
     pub const SCRATCH_V4: &str = "SCRATCH_V4";
     pub const SCRATCH_V6: &str = "SCRATCH_V6";
 
     /// Every map that is pinned, i.e. outlives the agent.
-    pub const PINNED: [&str; 28] = [
+    pub const PINNED: [&str; 32] = [
         ADDRS_V4,
         ADDRS_V6,
         SERVICES_V4,
@@ -102,6 +111,10 @@ pub mod names {
         PORT_NAMES,
         COUNTERS,
         VERDICT,
+        CURSORS,
+        LOADS_V4,
+        LOADS_V6,
+        SOCK_LOADS,
     ];
 }
 

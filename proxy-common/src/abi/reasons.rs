@@ -70,6 +70,7 @@ reasons! {
     FragmentFollows = 29, "fragment-follows", "A later fragment: goes where its first one went.";
     IcmpError = 30, "icmp-error", "An ICMP error about a packet of a translated flow.";
     Resteered = 31, "resteered", "A packet of a socket whose endpoint left: another endpoint chosen.";
+    Adopted = 32, "adopted", "A TCP segment in mid-connection to a Service with a consistent algorithm: endpoint chosen by its hash.";
     // Refused: ICMP port unreachable, or ECONNREFUSED at connect time.
     NoEndpoints = 40, "no-endpoints", "The Service has no usable endpoint.";
     UnknownClusterIpPort = 41, "unknown-cluster-ip-port", "A ClusterIP without such a port.";

@@ -26,10 +26,29 @@ pub enum FrontendKind {
     HostPort = 5,
 }
 
+/// How a new flow gets its endpoint. What the slots of a ring hold follows from it (see RINGS in docs/maps.md).
 #[repr(u8)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Algorithm {
+    #[default]
     Random = 0,
+    /// One slot after the other, by the set's element of CURSORS.
+    RoundRobin = 1,
+    /// The ring is a Maglev table; the client's address chooses the slot, alike on every node.
+    Maglev = 2,
+    /// The same by the five-tuple.
+    MaglevTuple = 3,
+    /// Of two slots at random, the one whose backend has fewer connections for its weight.
+    LeastConnections = 4,
+}
+
+impl Algorithm {
+    /// True if every node chooses alike, so that a connection may go on at another node.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_consistent(self) -> bool {
+        matches!(self, Self::Maglev | Self::MaglevTuple)
+    }
 }
 
 /// Look in SRC_RANGES before anything else.

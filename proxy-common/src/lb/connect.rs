@@ -4,8 +4,9 @@ use super::new_flow::lookup_service;
 use super::select::{Chosen, Client, NotChosen, select_backend};
 use super::tables::Tables;
 use crate::abi::{
-    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, BackendState, CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS,
-    EmptySet, FlowKey, Reason, SERVICE_SOURCE_RANGES, Service, SockDirection, SockKey, SockPeer,
+    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, Algorithm, BackendState, CONFIG_CONNECT_HOST,
+    CONFIG_CONNECT_PODS, EmptySet, FlowKey, Reason, SERVICE_SOURCE_RANGES, Service, SockDirection, SockKey, SockLoad,
+    SockPeer, mix,
 };
 use crate::net::{Address, Family, Packet, TCP, UDP};
 
@@ -70,9 +71,19 @@ pub fn connect<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>) ->
         show_as(tables, request, &peer);
         return SockOutcome::To { addr: peer.addr, port: peer.port, reason: Reason::SockSticky };
     }
-    let client = Client::by_netns::<F>(tables.random(), request.netns);
-    match select_backend(tables, &service, &client) {
-        Ok(chosen) => translate(tables, request, &chosen),
+    let hash = match service.algorithm {
+        Algorithm::MaglevTuple => socket_hash(request),
+        _ => tables.random(),
+    };
+    let client = Client::by_netns::<F>(hash, request.netns, config.seed);
+    let mut chosen = Chosen::NONE;
+    match select_backend(tables, &service, &client, &mut chosen) {
+        Ok(()) => {
+            if matches!(service.algorithm, Algorithm::LeastConnections) && request.protocol == TCP {
+                count_socket(tables, request, &chosen);
+            }
+            translate(tables, request, &chosen)
+        }
         Err(NotChosen::Empty(EmptySet::Refuse)) => refuse(request),
         Err(NotChosen::Empty(EmptySet::Drop) | NotChosen::Stale) => SockOutcome::Unreachable,
     }
@@ -114,6 +125,30 @@ fn sock_key<F: Family>(request: &SockRequest<F>, direction: SockDirection) -> So
         protocol: request.protocol,
         direction,
     }
+}
+
+/// What stands for the five-tuple of a socket that has no port yet.
+#[inline(always)]
+fn socket_hash<F: Family>(request: &SockRequest<F>) -> u32 {
+    let state = mix(mix(u64::from(request.port), request.cookie as u32), (request.cookie >> 32) as u32);
+    (request.addr.fold(state, mix) >> 16) as u32
+}
+
+/// The end of the socket takes it out again (`hooks/sock_release.rs`). UDP sockets are not counted: nobody says when one that is not
+/// connected is done with an endpoint.
+#[inline(always)]
+fn count_socket<F: Family, T: Tables<F>>(tables: &T, request: &SockRequest<F>, chosen: &Chosen<F>) {
+    let (check, family) = (request.cookie as u32, u32::from(F::VERSION));
+    // A connect that failed before, on the same socket.
+    if let Some(before) = tables.sock_load(request.cookie)
+        && before.check == check
+        && before.family == family
+    {
+        tables.add_load(before.backend, -1);
+    }
+    let load = SockLoad { backend: chosen.id, generation: chosen.backend.generation, family, check };
+    tables.put_sock_load(request.cookie, &load);
+    tables.add_load(chosen.id, 1);
 }
 
 /// The backend that earlier datagrams of this socket to this frontend went to, if it still serves.

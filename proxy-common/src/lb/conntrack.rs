@@ -3,7 +3,7 @@
 use super::snat::{Kept, SnatOwner, keep_snat};
 use super::tables::{Insert, Tables};
 use crate::abi::{
-    BackendState, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState,
+    BackendState, FLOW_COUNTED, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState,
 };
 use crate::net::{Address, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -39,6 +39,17 @@ pub fn next_state(state: FlowState, tcp: u8, side: Side) -> FlowState {
         (None, Side::Client) => New,
         (None | New, Side::Backend) => Established,
         (state, _) => state,
+    }
+}
+
+/// The forward half's next state. The end of a connection takes it off its backend's load.
+#[inline(always)]
+fn advance<F: Family, T: Tables<F>>(tables: &T, forward: &mut Flow<F>, tcp: u8, side: Side) {
+    let before = forward.state;
+    forward.state = next_state(before, tcp, side);
+    let ends = matches!(forward.state, FlowState::Closed) && !matches!(before, FlowState::Closed);
+    if ends && forward.flags & FLOW_COUNTED != 0 {
+        tables.add_load(forward.backend_id, -1);
     }
 }
 
@@ -80,7 +91,7 @@ pub(super) fn lookup_conntrack<F: Family, T: Tables<F>>(
                 if is_over(tables, flow, packet, now_s) {
                     return Known::No;
                 }
-                flow.state = next_state(flow.state, packet.tcp_flags, Side::Client);
+                advance(tables, flow, packet.tcp_flags, Side::Client);
                 if !matches!(flow.state, FlowState::Closed) && flow.last_seen_s != now_s {
                     flow.last_seen_s = now_s;
                 }
@@ -225,7 +236,7 @@ pub(super) fn note_reply<F: Family, T: Tables<F>>(
     let live = tables.flow(&key, |forward| {
         let live = forward.check == check && is_live(forward, reply, opens, now_s);
         if live {
-            forward.state = next_state(forward.state, packet.tcp_flags, Side::Backend);
+            advance(tables, forward, packet.tcp_flags, Side::Backend);
             forward.last_seen_s = now_s;
         }
         live

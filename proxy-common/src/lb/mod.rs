@@ -1,5 +1,5 @@
 //! What happens to a packet or a socket. Reading order: [`decide_ingress`] and [`decide_egress`] in decide.rs, then
-//! new_flow.rs (choice of an endpoint), select.rs, conntrack.rs (known flows), snat.rs, fragments.rs, errors.rs; connect.rs for sockets.
+//! new_flow.rs (choice of an endpoint), select.rs and schedule.rs, conntrack.rs (known flows), snat.rs, fragments.rs, errors.rs; connect.rs for sockets.
 
 mod connect;
 mod conntrack;
@@ -7,6 +7,7 @@ mod decide;
 mod errors;
 mod fragments;
 mod new_flow;
+mod schedule;
 mod select;
 mod snat;
 mod tables;
@@ -17,6 +18,7 @@ pub use conntrack::{HEAL_INTERVAL_S, Side, next_state};
 pub use decide::{TranslatedFamily, decide, decide_egress, decide_ingress};
 pub use errors::{decide_error, pass_error};
 pub use fragments::{follow_fragment, remember_fragment};
+pub use schedule::CONSISTENT_SEED;
 pub use select::{Chosen, Client, NotChosen, select_backend};
 pub use snat::{NodeAddress, SNAT_WINDOW, Search, is_reusable};
 pub use tables::{Insert, Step, TableFull, Tables};

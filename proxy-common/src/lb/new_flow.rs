@@ -1,18 +1,19 @@
 //! A packet to one of our addresses that belongs to no flow: find the frontend, choose an endpoint, remember the flow.
 
 use super::connect::{service_of_socket, stale_socket};
-use super::conntrack::{reply_key, stack_port};
+use super::conntrack::{Side, next_state, reply_key, stack_port};
 use super::decide::TranslatedFamily;
+use super::schedule::CONSISTENT_SEED;
 use super::select::{Client, NotChosen, select_backend};
 use super::snat::{SnatRequest, node_address, plan_snat, range as snat_range};
 use super::tables::{Insert, Tables};
 use super::verdict::{Env, Rewrite, Verdict, Work};
 use crate::abi::{
-    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, Action, BACKEND_DIRECT, CONFIG_MASQUERADE_ALL, EmptySet,
-    FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, IfaceRole, Reason,
-    SERVICE_SOURCE_RANGES, Service, ServiceKey,
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_VANISHED, Action, Algorithm, BACKEND_DIRECT,
+    CONFIG_MASQUERADE_ALL, EmptySet, FLOW_COUNTED, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey,
+    FlowKind, FlowState, IfaceRole, Reason, SERVICE_SOURCE_RANGES, Service, ServiceKey,
 };
-use crate::net::{Address, Family, Packet, UDP};
+use crate::net::{Address, Family, Packet, TCP, TCP_RST, TCP_SYN, UDP};
 
 /// Other source ports tried when another flow of the client has the tuple towards the same backend.
 const REMAP_TRIES: u32 = 8;
@@ -45,10 +46,13 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     work: &mut Work<F>,
     addr_flags: u32,
 ) -> Verdict {
-    let Work { packet, key, flow, other, steered, .. } = work;
-    if packet.is_of_connection() && !packet.is_syn() {
+    let Work { packet, key, flow, other, steered, client, chosen, .. } = work;
+    let goes_on = packet.is_of_connection() && !packet.is_syn();
+    if goes_on && !may_be_adopted(packet, addr_flags) {
         return Verdict::pass(Reason::NoFlow);
     }
+    // At a NodePort the packet may be an answer to a socket of this node, which happens to have that port.
+    let addr_flags = if goes_on { addr_flags & !ADDR_NODEPORT } else { addr_flags };
     let tuple = &packet.tuple;
     *steered = addr_flags & ADDR_VANISHED != 0 && stale_socket(tables, packet, other);
     let service = if *steered {
@@ -56,6 +60,9 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     } else {
         lookup_service(tables, &tuple.dst, tuple.dst_port, packet.protocol, addr_flags)
     };
+    if goes_on && !matches!(&service, Some(service) if service.algorithm.is_consistent()) {
+        return Verdict::pass(Reason::NoFlow);
+    }
     let Some(service) = service else {
         return if *steered {
             refuse(packet, Reason::NoEndpoints)
@@ -72,15 +79,21 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         return Verdict::drop(Reason::SourceNotAllowed);
     }
     let internal = env.own || is_pod_link(tables, env.ifindex);
-    let client = Client::by_address::<F>(internal, key.hash(tables.config().seed), &tuple.src);
-    let chosen = match select_backend(tables, &service, &client) {
-        Ok(chosen) => chosen,
+    let seed = match service.algorithm {
+        Algorithm::MaglevTuple => CONSISTENT_SEED,
+        _ => tables.config().seed,
+    };
+    *client = Client::by_address::<F>(internal, key.hash(seed), &tuple.src);
+    match select_backend(tables, &service, client, chosen) {
+        Ok(()) => {}
+        Err(_) if goes_on => return Verdict::pass(Reason::NoFlow),
         Err(NotChosen::Empty(EmptySet::Refuse)) => return refuse(packet, Reason::NoEndpoints),
         Err(NotChosen::Empty(EmptySet::Drop)) => return Verdict::drop(Reason::NoLocalEndpoints),
         Err(NotChosen::Stale) => return Verdict::drop(Reason::StaleRing),
-    };
+    }
     let backend = &chosen.backend;
-    let mut flags = 0;
+    let counted = matches!(service.algorithm, Algorithm::LeastConnections);
+    let mut flags = if counted { FLOW_COUNTED } else { 0 };
     if env.own {
         flags |= FLOW_OWN;
         // lo carries no hook, and a packet from lo's side with our own source would be a martian elsewhere.
@@ -108,17 +121,37 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         ifindex: if env.own { 0 } else { env.ifindex },
         last_seen_s: now_s,
         healed_s: now_s,
-        state: FlowState::New,
+        state: if goes_on {
+            next_state(FlowState::Established, packet.tcp_flags, Side::Client)
+        } else {
+            FlowState::New
+        },
         flags: flags | FLOW_UNCONFIRMED,
         ..Flow::EMPTY
     };
     match remember(tables, env, work) {
         Ok(()) => {}
-        Err(reason) => return Verdict::new(Action::Drop, reason, chosen.id),
+        Err(reason) => return Verdict::new(Action::Drop, reason, work.chosen.id),
     }
     let Work { packet, rewrite, flow, steered, .. } = work;
-    let reason = if *steered { Reason::Resteered } else { Reason::NewFlow };
+    if flow.flags & FLOW_COUNTED != 0 {
+        tables.add_load(flow.backend_id, 1);
+    }
+    let reason = match flow.state {
+        _ if *steered => Reason::Resteered,
+        FlowState::New => Reason::NewFlow,
+        _ => Reason::Adopted,
+    };
     forward(tables, env, packet, flow, reason, rewrite)
+}
+
+/// True if a packet in mid-connection may belong to a Service whose connections go on at any node: its entry was evicted here, or its
+/// other packets went by another node. A SYN+ACK is nobody's first word, and a RST ends what is not there.
+#[inline(always)]
+fn may_be_adopted<F: Family>(packet: &Packet<F>, addr_flags: u32) -> bool {
+    packet.protocol == TCP
+        && packet.tcp_flags & (TCP_SYN | TCP_RST) == 0
+        && addr_flags & (ADDR_CLUSTER_IP | ADDR_EXTERNAL) != 0
 }
 
 /// An ICMP error, unless the packet has a source that must not get one.

@@ -2,7 +2,7 @@
 
 use crate::abi::{
     AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, RingSlot,
-    Service, ServiceKey, SnatEntry, SockKey, SockPeer,
+    Service, ServiceKey, SnatEntry, SockKey, SockLoad, SockPeer,
 };
 use crate::net::{Family, Tuple};
 
@@ -38,6 +38,13 @@ pub trait Tables<F: Family> {
     fn set(&self, index: u32) -> EndpointSet;
     fn ring(&self, index: u32) -> Option<RingSlot>;
     fn backend(&self, id: u32) -> Option<Backend<F>>;
+    /// The same, straight to where it is wanted. False if there is no such id.
+    fn copy_backend(&self, id: u32, to: &mut Backend<F>) -> bool {
+        self.backend(id).is_some_and(|backend| {
+            *to = backend;
+            true
+        })
+    }
     fn source_allowed(&self, service: u32, client: &F::Addr) -> bool;
     fn iface(&self, ifindex: u32) -> Option<Iface>;
 
@@ -61,6 +68,15 @@ pub trait Tables<F: Family> {
     fn put_affinity(&self, key: &AffinityKey, value: &AffinityValue) -> Result<(), TableFull>;
     fn sock(&self, key: &SockKey<F>) -> Option<SockPeer<F>>;
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull>;
+
+    /// Whose turn it is in a set's round robin: 0, 1, 2 and so on, each number given once.
+    fn next_turn(&self, set: u32) -> u64;
+    /// Open connections of a backend of a least-connections Service.
+    fn load(&self, backend: u32) -> u32;
+    fn add_load(&self, backend: u32, change: i32);
+    /// What a TCP socket is counted for.
+    fn sock_load(&self, cookie: u64) -> Option<SockLoad>;
+    fn put_sock_load(&self, cookie: u64, load: &SockLoad);
 
     /// Cookie of the socket that sent the packet; 0 if it is not known here.
     fn socket_cookie(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! The result of a decision: a [`Verdict`], and a [`Rewrite`] if the packet changes.
 
+use super::select::{Chosen, Client};
 use super::snat::Search;
 use crate::abi::{Action, Flow, FlowKey, FragEntry, FragKey, Reason};
 use crate::net::{Address, Family, Packet, Tuple};
@@ -122,6 +123,9 @@ pub struct Work<F: Family> {
     /// Key of the flow's other half.
     pub other: FlowKey<F>,
     pub search: Search<F>,
+    /// Of a new flow: who calls, and which endpoint it gets.
+    pub client: Client,
+    pub chosen: Chosen<F>,
     pub frag_key: FragKey<F>,
     pub frag: FragEntry<F>,
     /// Of an ICMP error: the packet that it quotes, and what becomes of it.
@@ -143,6 +147,8 @@ impl<F: Family> Work<F> {
             flow: Flow::EMPTY,
             other: FlowKey::EMPTY,
             search: Search::EMPTY,
+            client: Client::NOBODY,
+            chosen: Chosen::NONE,
             frag_key: FragKey::EMPTY,
             frag: FragEntry::EMPTY,
             quote: Packet::EMPTY,

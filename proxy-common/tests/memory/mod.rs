@@ -7,7 +7,7 @@ use proxy_common::{
         ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, AffinityKey, AffinityValue, Algorithm,
         BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Config,
         EmptySet, EndpointSet, Flow, FlowKey, FragEntry, FragKey, FrontendKind, Iface, IfaceRole, RingSlot, Service,
-        ServiceKey, SnatEntry, SockKey, SockPeer,
+        ServiceKey, SnatEntry, SockKey, SockLoad, SockPeer,
     },
     lb::{Env, Insert, TableFull, Tables, TranslatedFamily, Verdict, Work, decide},
     net::{Family, Ipv4, Ipv6, Packet, TCP, Tuple, UDP, V4, V6},
@@ -89,6 +89,10 @@ pub(crate) struct Memory<F: Family> {
     pub(crate) frags: Map<FragKey<F>, FragEntry<F>>,
     pub(crate) affinities: Map<AffinityKey, AffinityValue>,
     pub(crate) socks: Map<SockKey<F>, SockPeer<F>>,
+    pub(crate) turns: Map<u32, u64>,
+    pub(crate) loads: Map<u32, i32>,
+    pub(crate) sock_loads: Map<u64, SockLoad>,
+    pub(crate) random: RefCell<u64>,
     /// Of the socket that sent the packet.
     pub(crate) cookie: u64,
     /// Entries per table.
@@ -119,6 +123,10 @@ impl<F: TestFamily> Memory<F> {
             frags: Map::default(),
             affinities: Map::default(),
             socks: Map::default(),
+            turns: Map::default(),
+            loads: Map::default(),
+            sock_loads: Map::default(),
+            random: RefCell::default(),
             cookie: 0,
             capacity: usize::MAX,
             overtaken: false,
@@ -163,7 +171,7 @@ const SERVICE: Service = Service {
 };
 
 fn backend<F: Family>(addr: F::Addr, flags: u8, generation: u32) -> Backend<F> {
-    Backend { addr, port: 9376, flags, state: BackendState::Serving, generation, service: 1 }
+    Backend { addr, port: 9376, flags, state: BackendState::Serving, generation, service: 1, weight: 1, zero: 0 }
 }
 
 impl<F: TestFamily> Tables<F> for Memory<F> {
@@ -174,7 +182,11 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
         self.now_s
     }
     fn random(&self) -> u32 {
-        4
+        // SplitMix64, the same numbers in each run.
+        let mut state = self.random.borrow_mut();
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        ((mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 32) as u32
     }
     fn address(&self, addr: &F::Addr) -> u32 {
         self.addrs.get(addr).copied().unwrap_or(0)
@@ -240,6 +252,24 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
     }
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull> {
         put(&self.socks, self.capacity, key, peer, Insert::Any)
+    }
+    fn next_turn(&self, set: u32) -> u64 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(set).or_default();
+        *turn += 1;
+        *turn - 1
+    }
+    fn load(&self, backend: u32) -> u32 {
+        self.loads.borrow().get(&backend).map_or(0, |load| (*load).max(0).unsigned_abs())
+    }
+    fn add_load(&self, backend: u32, change: i32) {
+        *self.loads.borrow_mut().entry(backend).or_default() += change;
+    }
+    fn sock_load(&self, cookie: u64) -> Option<SockLoad> {
+        self.sock_loads.borrow().get(&cookie).copied()
+    }
+    fn put_sock_load(&self, cookie: u64, load: &SockLoad) {
+        self.sock_loads.borrow_mut().insert(cookie, *load);
     }
     fn socket_cookie(&self) -> u64 {
         self.cookie

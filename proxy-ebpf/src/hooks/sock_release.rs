@@ -1,12 +1,15 @@
 //! The end of a socket: what was remembered of it goes. (Entries of unconnected UDP sockets age out.)
 
-use crate::maps::FamilyMaps;
+use crate::maps::{FamilyMaps, SOCK_LOADS};
+use crate::tables::KernelTables;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
-use proxy_common::abi::{SockDirection, SockKey};
-use proxy_common::net::{Ipv4, Ipv6, V4, V6};
+use core::ptr::null_mut;
+use proxy_common::abi::{SockCookie, SockDirection, SockKey};
+use proxy_common::lb::Tables;
+use proxy_common::net::{Family as _, Ipv4, Ipv6, TCP, V4, V6};
 
 const ALLOW: i32 = 1;
 const AF_INET: u32 = 2;
@@ -17,11 +20,18 @@ pub(crate) fn sock_release(ctx: SockContext) -> i32 {
     let sock: *mut bpf_sock = ctx.sock;
     // SAFETY: context fields; words of the address one by one, as the verifier wants them.
     let (family, protocol, port) = unsafe { ((*sock).family, (*sock).protocol as u8, u16::from_be((*sock).dst_port)) };
-    if port == 0 {
+    if port == 0 && protocol != TCP {
         return ALLOW;
     }
     // SAFETY: context.
     let cookie = unsafe { bpf_get_socket_cookie(sock.cast()) };
+    // Also after a connect that failed: then the socket has no peer any more.
+    if protocol == TCP {
+        uncount(SockCookie::new(cookie));
+    }
+    if port == 0 {
+        return ALLOW;
+    }
     let cookie = [cookie as u32, (cookie >> 32) as u32];
     if family == AF_INET {
         // SAFETY: context field.
@@ -45,6 +55,23 @@ pub(crate) fn sock_release(ctx: SockContext) -> i32 {
         }
     }
     ALLOW
+}
+
+/// Takes the socket off the load of its backend.
+#[inline(always)]
+fn uncount(cookie: SockCookie) {
+    // SAFETY: copied at once; the cookie in it is compared below.
+    let Some(load) = unsafe { SOCK_LOADS.get(cookie) }.copied() else { return };
+    if load.check != cookie.cookie[0] {
+        return;
+    }
+    let _ = SOCK_LOADS.remove(cookie);
+    let tables = KernelTables { skb: null_mut() };
+    if load.family == u32::from(V4::VERSION) {
+        Tables::<V4>::add_load(&tables, load.backend, -1);
+    } else {
+        Tables::<V6>::add_load(&tables, load.backend, -1);
+    }
 }
 
 #[inline(always)]

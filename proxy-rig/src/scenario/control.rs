@@ -14,7 +14,7 @@ use proxy_agent::{
     desired::{Facts, build_desired, build_host_ports},
     model::{Event, NodeFacts, ServiceName, Snapshot},
     node::{NetChange, NodeView},
-    reconcile::{Dump, NodeAddress, Options, Reconciler},
+    reconcile::{Dump, MAGLEV_TABLE_SIZES, NodeAddress, Options, Reconciler},
 };
 use proxy_common::abi::ADDR_NODEPORT;
 
@@ -36,7 +36,7 @@ pub(crate) struct Control<D> {
 impl<D: Dataplane> Control<D> {
     pub(super) fn new(node: &SimulatedNode, dataplane: D) -> Result<Self> {
         let now = Instant::now();
-        let mut options = Options::default();
+        let mut options = Options { maglev_table_size: *MAGLEV_TABLE_SIZES.start(), ..Options::default() };
         if !node.spec().protected_node_ports.is_empty() {
             let ranges = node.spec().protected_node_ports.iter().map(|text| port_range(text));
             options.protected_node_ports = ranges.collect::<Result<_>>()?;

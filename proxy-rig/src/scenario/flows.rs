@@ -17,6 +17,9 @@ pub(super) fn flows_text(flows: &Flows) -> String {
             key.service, key.by, key.client, value.backend, value.generation, value.last_used_s
         );
     }
+    for (set, turn) in flows.cursors.borrow().iter() {
+        let _ = writeln!(text, "cursor of set {set}: {turn}");
+    }
     text
 }
 
@@ -71,6 +74,9 @@ fn family_text<F: Family>(flows: &FlowsOf<F>, text: &mut String) {
             entry.flags,
             entry.check,
         );
+    }
+    for (backend, load) in flows.loads.borrow().iter() {
+        let _ = writeln!(text, "load of backend {backend}: {}", load.cast_signed());
     }
     for (key, entry) in flows.frags.borrow().iter() {
         let _ = writeln!(

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::UdpSocket, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use proxy_agent::{
@@ -16,7 +16,7 @@ use proxy_agent::{
 };
 use proxy_common::{
     abi::{Action, Config, Flow, FlowKey, FragEntry, FragKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
-    net::{ETH_LEN, Family, IPV4_MIN_LEN, IPV6_LEN, V4, V6},
+    net::{ETH_LEN, Family as _, IPV4_MIN_LEN, IPV6_LEN, V4, V6},
 };
 
 use super::{
@@ -30,12 +30,14 @@ use super::{
     programs::Programs,
     run::Machine,
     sandbox::change_address,
-    tables::{Flows, FlowsOf},
+    tables::{Flows, FlowsOf, RigFamily},
 };
 
 const PIN_DIR: &str = "/sys/fs/bpf/weir-scenario";
 /// Entries per map of the agent; all of them are read after each step.
 const SMALL: u32 = 512;
+/// Room for some Maglev tables of scenarios slots.
+const RINGS: u32 = 4096;
 /// Entries per LRU map: each CPU takes them in batches, and a scenario must not lose any.
 const LRU: u32 = 8192;
 /// Room for an ICMP error in front of a packet.
@@ -163,6 +165,7 @@ impl KernelMachine {
         let flows = Flows {
             v4: self.read_flows::<V4>(&FLOW_MAPS_V4)?,
             v6: self.read_flows::<V6>(&FLOW_MAPS_V6)?,
+            cursors: self.read_used(names::CURSORS, self.actual().sets.len())?.into(),
             ..Flows::default()
         };
         let affinity: HashMap<&MapData, _, _> = self.map(names::AFFINITY)?.try_into()?;
@@ -170,7 +173,7 @@ impl KernelMachine {
         Ok(flows)
     }
 
-    fn read_flows<F: Family>(&self, [conntrack, new_flows, snat, new_snat, frags]: &[&str; 5]) -> Result<FlowsOf<F>>
+    fn read_flows<F: RigFamily>(&self, [conntrack, new_flows, snat, new_snat, frags]: &[&str; 5]) -> Result<FlowsOf<F>>
     where
         FlowKey<F>: Pod,
         Flow<F>: Pod,
@@ -184,7 +187,21 @@ impl KernelMachine {
         *flows.snat.borrow_mut() = self.read_map(snat)?;
         *flows.new_snat.borrow_mut() = self.read_map(new_snat)?;
         *flows.frags.borrow_mut() = self.read_map(frags)?;
+        *flows.loads.borrow_mut() = self.read_used(F::LOADS, F::tables(self.actual()).backends.len())?;
         Ok(flows)
+    }
+
+    /// Those of the first `len` elements of an array that are not 0.
+    pub(super) fn read_used<V: Pod + Default + PartialEq>(&self, name: &str, len: usize) -> Result<BTreeMap<u32, V>> {
+        let array: Array<&MapData, V> = self.map(name)?.try_into()?;
+        let mut used = BTreeMap::new();
+        for index in 0..u32::try_from(len)? {
+            let value = array.get(&index, 0).with_context(|| name.to_owned())?;
+            if value != V::default() {
+                used.insert(index, value);
+            }
+        }
+        Ok(used)
     }
 
     fn read_map<K: Pod + Ord, V: Pod>(&self, name: &str) -> Result<BTreeMap<K, V>> {
@@ -226,7 +243,7 @@ fn small() -> Capacities {
         addresses: SMALL,
         services: SMALL,
         sets: SMALL,
-        rings: SMALL,
+        rings: RINGS,
         backends: SMALL,
         source_ranges: SMALL,
         interfaces: SMALL,

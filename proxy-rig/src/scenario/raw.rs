@@ -1,9 +1,11 @@
 //! The two machines without words: what the fuzzer calls for each packet, and whole tables compared, emptied and aged.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use aya::{
     Pod,
-    maps::{HashMap, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
 };
 use proxy_common::{
     abi::{Action, Flow, FlowKey, FragEntry, FragKey, REASON_SLOTS, Reason, SnatEntry, names},
@@ -15,7 +17,7 @@ use super::{
     kernel::{FLOW_MAPS_V4, FLOW_MAPS_V6, KernelMachine, TC_ACT_REDIRECT, TC_ACT_SHOT, TCX_NEXT, shortest},
     model::ModelMachine,
     run::differences,
-    tables::{Flows, FlowsOf},
+    tables::{Flows, FlowsOf, RigFamily},
 };
 
 /// What became of a packet, as numbers.
@@ -124,10 +126,11 @@ impl KernelMachine {
     pub(crate) fn copy_flows(&mut self, model: &ModelMachine) -> Result<()> {
         self.copy_family::<V4>(&model.flows.v4, &FLOW_MAPS_V4)?;
         self.copy_family::<V6>(&model.flows.v6, &FLOW_MAPS_V6)?;
+        self.copy_array(names::CURSORS, self.actual().sets.len(), &model.flows.cursors.borrow())?;
         self.copy_map(names::AFFINITY, &model.flows.affinity.borrow())
     }
 
-    fn copy_family<F: Family>(
+    fn copy_family<F: RigFamily>(
         &mut self,
         flows: &FlowsOf<F>,
         [conntrack, new_flows, snat, new_snat, frags]: &[&str; 5],
@@ -143,10 +146,27 @@ impl KernelMachine {
         self.copy_map(new_flows, &flows.new_flows.borrow())?;
         self.copy_map(snat, &flows.snat.borrow())?;
         self.copy_map(new_snat, &flows.new_snat.borrow())?;
+        self.copy_array(F::LOADS, F::tables(self.actual()).backends.len(), &flows.loads.borrow())?;
         self.copy_map(frags, &flows.frags.borrow())
     }
 
-    fn copy_map<K: Pod + Ord, V: Pod>(&mut self, name: &str, wanted: &std::collections::BTreeMap<K, V>) -> Result<()> {
+    fn copy_array<V: Pod + Default + PartialEq>(
+        &mut self,
+        name: &str,
+        len: usize,
+        wanted: &BTreeMap<u32, V>,
+    ) -> Result<()> {
+        let gone = self.read_used::<V>(name, len)?;
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut array: Array<&mut MapData, V> = map.try_into()?;
+        for index in gone.keys().chain(wanted.keys()) {
+            let value = wanted.get(index).copied().unwrap_or_default();
+            array.set(*index, value, 0).with_context(|| format!("writing to {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn copy_map<K: Pod + Ord, V: Pod>(&mut self, name: &str, wanted: &BTreeMap<K, V>) -> Result<()> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
         let mut map: HashMap<&mut MapData, K, V> = map.try_into()?;
         let gone: Vec<K> = map.keys().collect::<Result<_, _>>()?;

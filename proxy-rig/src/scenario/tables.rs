@@ -12,7 +12,7 @@ use proxy_agent::dataplane::{Actual, MapFamily};
 use proxy_common::{
     abi::{
         AffinityKey, AffinityValue, Backend, Config, EndpointSet, Flow, FlowKey, FragEntry, FragKey, Iface, RingSlot,
-        Service, ServiceKey, SnatEntry, SockKey, SockPeer,
+        Service, ServiceKey, SnatEntry, SockKey, SockLoad, SockPeer, names,
     },
     lb::{Insert, TableFull, Tables, TranslatedFamily},
     net::{Family, Tuple, V4, V6},
@@ -24,6 +24,8 @@ pub(super) struct Flows {
     pub(super) v4: FlowsOf<V4>,
     pub(super) v6: FlowsOf<V6>,
     pub(super) affinity: Table<AffinityKey, AffinityValue>,
+    /// By set; only those that were ever used.
+    pub(super) cursors: Table<u32, u64>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -34,6 +36,8 @@ pub(super) struct FlowsOf<F: Family> {
     pub(super) new_snat: Table<FlowKey<F>, SnatEntry<F>>,
     pub(super) frags: Table<FragKey<F>, FragEntry<F>>,
     pub(super) socks: Table<SockKey<F>, SockPeer<F>>,
+    /// By backend id; never 0.
+    pub(super) loads: Table<u32, u32>,
 }
 
 impl<F: Family> Default for FlowsOf<F> {
@@ -45,22 +49,26 @@ impl<F: Family> Default for FlowsOf<F> {
             new_snat: RefCell::default(),
             frags: RefCell::default(),
             socks: RefCell::default(),
+            loads: RefCell::default(),
         }
     }
 }
 
 /// A family as the rig handles it: finds its half of the tables.
 pub(super) trait RigFamily: TranslatedFamily + MapFamily {
+    const LOADS: &str;
     fn flows(all: &Flows) -> &FlowsOf<Self>;
 }
 
 impl RigFamily for V4 {
+    const LOADS: &str = names::LOADS_V4;
     fn flows(all: &Flows) -> &FlowsOf<Self> {
         &all.v4
     }
 }
 
 impl RigFamily for V6 {
+    const LOADS: &str = names::LOADS_V6;
     fn flows(all: &Flows) -> &FlowsOf<Self> {
         &all.v6
     }
@@ -168,6 +176,31 @@ impl<F: RigFamily> Tables<F> for ModelTables<'_> {
     fn put_sock(&self, key: &SockKey<F>, peer: &SockPeer<F>) -> Result<(), TableFull> {
         put(&mut F::flows(self.flows).socks.borrow_mut(), key, peer, Insert::Any)
     }
+
+    fn next_turn(&self, set: u32) -> u64 {
+        let mut cursors = self.flows.cursors.borrow_mut();
+        let turn = cursors.entry(set).or_default();
+        *turn += 1;
+        *turn - 1
+    }
+    fn load(&self, backend: u32) -> u32 {
+        let load = F::flows(self.flows).loads.borrow().get(&backend).copied().unwrap_or(0);
+        load.cast_signed().max(0).cast_unsigned()
+    }
+    fn add_load(&self, backend: u32, change: i32) {
+        let mut loads = F::flows(self.flows).loads.borrow_mut();
+        let load = loads.get(&backend).copied().unwrap_or(0).wrapping_add_signed(change);
+        if load == 0 {
+            loads.remove(&backend);
+        } else {
+            loads.insert(backend, load);
+        }
+    }
+    // No scenario connects a socket.
+    fn sock_load(&self, _cookie: u64) -> Option<SockLoad> {
+        None
+    }
+    fn put_sock_load(&self, _cookie: u64, _load: &SockLoad) {}
 
     fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         let dst: IpAddr = F::to_ip(*dst);

@@ -15,7 +15,7 @@ use super::{agent, netns, scenario_dir};
 use crate::scenario::Scenario;
 
 /// What `rules:` may name (docs/rules.md), in the order of the table.
-const RULES: [(&str, &str); 25] = [
+const RULES: [(&str, &str); 26] = [
     ("1", "what is looked at"),
     ("2", "service-ports and families"),
     ("3", "slices"),
@@ -36,6 +36,7 @@ const RULES: [(&str, &str); 25] = [
     ("18", "hairpin"),
     ("19", "addresses of NodePorts"),
     ("20", "host ports"),
+    ("schedulers", "algorithms and weights"),
     ("choices", "differences from kube-proxy"),
     ("bad-input", "malformed objects"),
     ("parsing", "what packets look like"),

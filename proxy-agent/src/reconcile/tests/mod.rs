@@ -11,7 +11,7 @@ use std::{
 };
 
 use proxy_common::{
-    abi::{BackendState, EndpointSet},
+    abi::{Algorithm, BackendState, EndpointSet},
     net::{V4, V6},
 };
 
@@ -52,7 +52,7 @@ impl Spec {
             affinity_timeout_s: None,
             health_check_node_port: None,
             traffic_distribution: None,
-            algorithm: None,
+            algorithm: Algorithm::Random,
         };
         Self { service, endpoints: Vec::new() }
     }
@@ -83,6 +83,7 @@ impl Spec {
                 ready: !terminating,
                 serving: true,
                 terminating,
+                weight: 1,
             }
         };
         let ports = self.service.ports.iter().map(|port| SlicePort {
