@@ -25,6 +25,8 @@ use crate::{
 /// kube-proxy has no default; this is kubeadm's.
 pub(super) const SERVICE_RANGE: &str = "10.96.0.0/12";
 
+/// How many lines of the log the findings in kube-proxy's configuration take at most.
+const CONFIGURATION_LINES: usize = 20;
 /// What blocking tasks get at the end.
 const END_GRACE: Duration = Duration::from_millis(200);
 
@@ -144,8 +146,10 @@ impl AgentArgs {
     pub fn run(self) -> anyhow::Result<()> {
         let (settings, findings) = self.kube_proxys(self.strict_config).context("configuration of kube-proxy")?;
         self.start_logging(&settings);
-        for finding in findings {
-            tracing::warn!("configuration: {finding}");
+        // Every field is named, whatever the log's limit for one place is.
+        for some in findings.chunks(findings.len().div_ceil(CONFIGURATION_LINES).max(1)) {
+            let some: Vec<_> = some.iter().map(ToString::to_string).collect();
+            tracing::warn!("configuration: {}", some.join("; "));
         }
         if let Some(score) = settings.oom_score_adj
             && let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string())

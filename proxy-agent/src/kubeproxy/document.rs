@@ -108,7 +108,9 @@ fn described(kind: &str, version: &str) -> String {
 fn parse(text: &str) -> Result<Vec<Node>, ConfigError> {
     let mut reader = text.as_bytes();
     // `n` and `y` are texts to Kubernetes' parser, too, where a text is expected.
-    let options = serde_saphyr::options! { strict_booleans: true };
+    // Deeper than any document of Kubernetes, and far from the end of a thread's stack.
+    let budget = serde_saphyr::budget! { max_depth: 16, flow_nesting_limit: 16 };
+    let options = serde_saphyr::options! { budget: budget, strict_booleans: true };
     let mut documents = Vec::new();
     for document in serde_saphyr::read_with_options::<_, Node>(&mut reader, options) {
         match document {
@@ -218,6 +220,33 @@ mod tests {
             format!("apiVersion: v1\nkind: ConfigMap\ndata:\n  config.conf: |\n    {inner}\n  kubeconfig.conf: x\n");
         let node = find(&map).unwrap();
         assert_eq!(node.get("mode"), Some(&Node { value: Yaml::Text("ipvs".into()), line: 7 }));
+    }
+
+    #[test]
+    fn hostile_text_is_an_error_or_nothing_worse() {
+        let deep = format!("{CONFIG}a: {}", "[".repeat(20_000));
+        let maps = format!("{CONFIG}a: {}", "{a: ".repeat(20_000));
+        let aliases = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\n".to_owned()
+            + &(b'c'..=b'z')
+                .map(char::from)
+                .map(|c| format!("{c}: &{c} [{}]\n", format!("*{}, ", char::from(c as u8 - 1)).repeat(9)))
+                .collect::<String>();
+        for text in [
+            &deep,
+            &maps,
+            &aliases,
+            "\0",
+            "? [a]\n: b\n",
+            "1: 2\n",
+            "%YAML 9.9\n---\n",
+            "- - -\n",
+            "!!binary x",
+            "a: !x y\n",
+        ] {
+            assert!(find(text).is_err(), "{:?}", text.get(..40));
+        }
+        let odd = find(&format!("{CONFIG}1: x\n18446744073709551615: y\nbig: 99999999999999999999999\n"));
+        assert!(odd.is_ok(), "{odd:?}");
     }
 
     #[test]

@@ -138,7 +138,7 @@ pub(super) static FIELDS: &[Field] = &[
         KubeProxy("ipvs-scheduler"),
         Choice(SCHEDULERS),
         Warned,
-        "an endpoint is chosen at random unless the Service says otherwise",
+        "a Service chooses by its annotation `weir.dev/algorithm`, else endpoints are chosen at random",
     ),
     row("ipvs.excludeCIDRs", KubeProxy("ipvs-exclude-cidrs"), Texts, Warned, NO_IPVS),
     row(

@@ -56,10 +56,17 @@ pub(super) struct Parsed {
 pub(super) fn parse(file: &str, text: &str) -> Parsed {
     let mut parsed = Parsed::default();
     let mut reader = text.as_bytes();
-    // No budget: the file is the operator's own, and a dump of a great cluster exceeds the default.
-    // Limits on aliases remain.
+    // The file is the operator's own, and a dump of a great cluster exceeds the default budget. Limits on aliases and on depth
+    // remain: the parser is recursive.
     // A value `n` or `y` is a text to kubectl, too.
-    let options = serde_saphyr::options! { budget: None, strict_booleans: true };
+    let budget = serde_saphyr::budget! {
+        max_reader_input_bytes: None,
+        max_events: usize::MAX,
+        max_documents: usize::MAX,
+        max_nodes: usize::MAX,
+        max_total_scalar_bytes: usize::MAX,
+    };
+    let options = serde_saphyr::options! { budget: budget, strict_booleans: true };
     for (index, document) in serde_saphyr::read_with_options::<_, Value>(&mut reader, options).enumerate() {
         let place = Place { file: file.to_owned(), document: Some(index + 1), object: None };
         match document {
@@ -256,6 +263,15 @@ metadata: {name: other}
                 "web.yaml: document 5: kind: expected a string, got nothing",
             ]
         );
+    }
+
+    #[test]
+    fn text_that_nests_deeper_than_any_object_is_an_error() {
+        let blocks: String = (0..5_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+        for text in ["[".repeat(100_000), "{a: ".repeat(100_000), "- ".repeat(100_000), blocks] {
+            let found = errors(&text);
+            assert_eq!(found.len(), 1, "{:?}: {found:?}", text.get(..20));
+        }
     }
 
     #[test]
