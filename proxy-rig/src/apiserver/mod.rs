@@ -12,6 +12,7 @@ mod respond;
 mod selector;
 mod status;
 mod store;
+mod tls;
 mod watch;
 mod write;
 
@@ -31,6 +32,7 @@ use tokio::sync::oneshot;
 
 pub use faults::{Faults, GoneAs, ListBreak};
 pub use request::Verb;
+pub use tls::Tls;
 
 use resources::{Resource, by_kind, by_type};
 use store::{Key, Store};

@@ -18,9 +18,11 @@ use super::{
     kustomize::render,
 };
 
-/// `work` is a directory for the files of ConfigMaps; `node` is what `spec.nodeName` will be.
-pub fn container(variant: &Path, image: &Image, node: &str, work: &Path) -> Result<Container> {
-    let objects = render(variant)?;
+/// `work` is a directory for the files of ConfigMaps; `node` is what `spec.nodeName` will be. `others` are objects that the cluster
+/// has beside those of the variant.
+pub fn container(variant: &Path, image: &Image, node: &str, work: &Path, others: &[Value]) -> Result<Container> {
+    let mut objects = render(variant)?;
+    objects.extend_from_slice(others);
     let set: DaemonSet = object(&objects, "DaemonSet")?;
     let pod = set.spec.context("no spec")?.template.spec.context("no pod")?;
     let container = pod.containers.first().context("no container")?;
@@ -30,7 +32,7 @@ pub fn container(variant: &Path, image: &Image, node: &str, work: &Path) -> Resu
     Ok(Container {
         root: image.root.clone(),
         command,
-        env: container.env.iter().flatten().map(|var| env(var, node)).collect::<Result<_>>()?,
+        env: env(container, &objects, node)?,
         binds: binds(&pod, container, &objects, work)?,
         system_mounts: true,
         read_only_root: security.read_only_root_filesystem == Some(true),
@@ -45,7 +47,29 @@ fn object<T: serde::de::DeserializeOwned>(objects: &[Value], kind: &str) -> Resu
     serde_json::from_value(found.clone()).with_context(|| kind.to_owned())
 }
 
-fn env(var: &EnvVar, node: &str) -> Result<(String, String)> {
+fn config_map(objects: &[Value], name: &str) -> Result<Option<ConfigMap>> {
+    let is_it = |object: &&Value| object["kind"] == "ConfigMap" && object["metadata"]["name"] == name;
+    objects.iter().find(is_it).map(|it| serde_json::from_value(it.clone()).context("ConfigMap")).transpose()
+}
+
+/// First what `envFrom` names, then the variables themselves, which come before it.
+fn env(container: &core::Container, objects: &[Value], node: &str) -> Result<Vec<(String, String)>> {
+    let mut env = Vec::new();
+    for from in container.env_from.iter().flatten() {
+        let wanted = from.config_map_ref.as_ref().context("envFrom without a ConfigMap")?;
+        match config_map(objects, &wanted.name)? {
+            Some(map) => env.extend(map.data.unwrap_or_default()),
+            None if wanted.optional == Some(true) => {}
+            None => bail!("no ConfigMap {}", wanted.name),
+        }
+    }
+    for var in container.env.iter().flatten() {
+        env.push(variable(var, node)?);
+    }
+    Ok(env)
+}
+
+fn variable(var: &EnvVar, node: &str) -> Result<(String, String)> {
     let field = || Some(var.value_from.as_ref()?.field_ref.as_ref()?.field_path.as_str());
     match (&var.value, field()) {
         (Some(value), _) => Ok((var.name.clone(), value.clone())),
@@ -74,10 +98,7 @@ fn source(volume: &Volume, objects: &[Value], work: &Path) -> Result<PathBuf> {
         return Ok(path.into());
     }
     let wanted = volume.config_map.as_ref().context("neither a hostPath nor a configMap")?;
-    let map: ConfigMap = object(objects, "ConfigMap")?;
-    if map.metadata.name.as_ref() != Some(&wanted.name) {
-        bail!("no ConfigMap {}", wanted.name);
-    }
+    let map = config_map(objects, &wanted.name)?.with_context(|| format!("no ConfigMap {}", wanted.name))?;
     let directory = work.join(&volume.name);
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     for (name, content) in map.data.iter().flatten() {

@@ -4,22 +4,25 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Command, Output},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use futures::future::{BoxFuture, FutureExt};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use libtest_mimic::Trial;
+use serde_json::{Value, json};
 
 use super::{
     control::{CLUSTER_IP, Control},
-    trial,
+    health, trial,
 };
 use crate::{
-    apiserver::Config,
+    apiserver::{Config, Tls},
     call::{Options, Outcome, Proto},
     deploy::{
         container::{Bind, Container},
@@ -28,7 +31,7 @@ use crate::{
         kustomize::render,
         pod,
     },
-    world::{Agent, rig_binary},
+    world::{Agent, is_ready_line, rig_binary},
 };
 
 type Test = (&'static str, fn() -> BoxFuture<'static, Result<()>>);
@@ -36,6 +39,8 @@ type Test = (&'static str, fn() -> BoxFuture<'static, Result<()>>);
 const TESTS: &[Test] = &[
     ("the_binary_needs_nothing_but_itself", || alone().boxed()),
     ("serves_as_the_manifests_say", || as_deployed().boxed()),
+    ("serves_with_the_configuration_of_kubeadm", || kubeadm().boxed()),
+    ("an_update_starts_the_next_agent_beside_the_last", || update().boxed()),
     ("serves_with_the_capabilities_of_the_unprivileged_variant", || unprivileged().boxed()),
     ("each_of_these_capabilities_is_needed", || capabilities().boxed()),
     ("serves_manifests_from_a_directory", || from_directory().boxed()),
@@ -45,6 +50,11 @@ const TESTS: &[Test] = &[
 const ARCHIVE: &str = "weir-image.tar";
 /// Looked up in the container's /etc/hosts, as kubelet fills it in for pods on the host's network.
 const SERVER_NAME: &str = "api.cluster.test";
+/// Where the double serves HTTPS.
+const TLS_PORT: u16 = 6444;
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Of the health endpoint, as in the probes.
+const HEALTHZ_PORT: u16 = 10256;
 
 pub(in crate::suite) fn tests() -> Vec<Trial> {
     TESTS.iter().map(|&(name, test)| trial(name, "deployment", test)).collect()
@@ -62,24 +72,36 @@ impl Site {
         let control = Control::new(Config::default()).await?;
         let work = control.stage.world.run_dir().join("image");
         let image = unpack(&archive()?, &work.join("root"))?;
+        fs::write(work.join("hosts"), format!("{} {SERVER_NAME}\n", Ipv4Addr::LOCALHOST)).context("hosts")?;
+        let tls = Tls::new(&[SERVER_NAME])?;
+        control.server.serve_tls(control.node.listen((Ipv4Addr::LOCALHOST, TLS_PORT).into())?, &tls)?;
+        let account = work.join("account");
+        fs::create_dir(&account).context("service account")?;
+        fs::write(account.join("ca.crt"), &tls.ca).context("ca.crt")?;
+        fs::write(account.join("token"), tls.token).context("token")?;
+        fs::write(account.join("namespace"), "kube-system").context("namespace")?;
         Ok(Self { control, image, work })
     }
 
-    /// What the manifests say, with the node's own places for pins and cgroups, and what kubelet adds.
+    /// What the manifests say, with the node's own places for pins and cgroups, and what kubelet adds. The cluster has the
+    /// ConfigMap with the API server's address, which no Service serves.
     fn container(&self, variant: &Path) -> Result<Container> {
-        let mut container = pod::container(variant, &self.image, self.control.node.name(), &self.work)?;
-        container.command.push(format!("--pin-root={}", self.control.node.pin_dir().display()));
-        container.command.push(format!("--cgroup-root={}", self.control.node.cgroup_path().display()));
-        let hosts = self.work.join("hosts");
-        fs::write(&hosts, format!("{} {SERVER_NAME}\n", Ipv4Addr::LOCALHOST)).context("hosts")?;
-        container.binds.push(Bind { source: hosts, target: "/etc/hosts".into(), read_only: true });
-        Ok(container)
+        let address = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "weir-api"},
+            "data": {"KUBERNETES_SERVICE_HOST": SERVER_NAME, "KUBERNETES_SERVICE_PORT": TLS_PORT.to_string()},
+        });
+        self.container_with(variant, &[address])
     }
 
-    fn with_server(&self, mut container: Container) -> Container {
-        let port = self.control.server.address().port();
-        container.command.push(format!("--master=http://{SERVER_NAME}:{port}"));
-        container
+    fn container_with(&self, variant: &Path, others: &[Value]) -> Result<Container> {
+        let node = &self.control.node;
+        let mut container = pod::container(variant, &self.image, node.name(), &self.work, others)?;
+        container.command.push(format!("--pin-root={}", node.pin_dir().display()));
+        container.command.push(format!("--cgroup-root={}", node.cgroup_path().display()));
+        for (name, target) in [("hosts", "/etc/hosts"), ("account", ACCOUNT)] {
+            container.binds.push(Bind { source: self.work.join(name), target: target.into(), read_only: true });
+        }
+        Ok(container)
     }
 
     fn start(&self, container: &Container) -> Result<Agent> {
@@ -91,12 +113,44 @@ impl Site {
         self.command(container)?.output().context("running a container")
     }
 
-    fn command(&self, container: &Container) -> Result<std::process::Command> {
-        let spec = self.work.join("container.json");
+    /// Another program in the same container, as by `kubectl exec`.
+    fn exec(&self, container: &Container, args: &[&str]) -> Result<Output> {
+        let mut container = container.clone();
+        container.command = self.image.entrypoint.clone();
+        container.command.extend(args.iter().map(|&arg| arg.to_owned()));
+        container.command.push(format!("--pin-root={}", self.control.node.pin_dir().display()));
+        self.run(&container)
+    }
+
+    /// `weir check` finds no error in the container of the agent, with its arguments.
+    fn passes_the_check(&self, container: &Container) -> Result<()> {
+        let mut container = container.clone();
+        let agent = container.command.iter_mut().find(|word| *word == "agent").context("no agent")?;
+        "check".clone_into(agent);
+        let output = self.run(&container)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "weir check: {text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn command(&self, container: &Container) -> Result<Command> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let spec = self.work.join(format!("container-{number}.json"));
         container.save(&spec)?;
         let mut command = self.control.node.command(rig_binary()?)?;
         command.arg("container").arg(spec);
         Ok(command)
+    }
+
+    /// What kubelet asks, at the pod's address, which is the node's.
+    fn probes_succeed(&self) -> Result<()> {
+        let to = SocketAddr::new(self.control.node.ipv4().into(), HEALTHZ_PORT);
+        for path in ["/livez", "/healthz"] {
+            let answer = health::get(&self.control.node, to, path)?;
+            ensure!(answer.code == 200, "{path}: {answer:?}");
+        }
+        Ok(())
     }
 }
 
@@ -118,18 +172,58 @@ async fn alone() -> Result<()> {
     Ok(())
 }
 
-/// `kubectl apply -k deploy/`. The API server is known by name, and asked for nothing that the ClusterRole does not allow.
+/// `kubectl apply -k deploy/`. The API server is known by a name and the CA of the service account, and asked for nothing that the
+/// ClusterRole does not allow.
 async fn as_deployed() -> Result<()> {
     let site = Site::new().await?;
-    let container = site.with_server(site.container(&directory())?);
+    let container = site.container(&directory())?;
     ensure!(container.privileged && container.read_only_root, "{container:?}");
+    site.passes_the_check(&container)?;
     let mut agent = site.start(&container)?;
-    agent.wait_ready().await?;
+    ready(&mut agent).await?;
     site.control.served_by(&["web-1", "web-2"], None).await?;
+    site.probes_succeed()?;
     allowed(&site.control.server.requests())?;
+    let status = site.exec(&container, &["status"])?;
+    ensure!(status.status.success(), "weir status: {}", String::from_utf8_lossy(&status.stderr));
     ensure!(agent.terminate().await?.success(), "{}", agent.tail());
     // What the pod leaves behind works on.
     site.control.served_by(&["web-1", "web-2"], None).await
+}
+
+/// What kubeadm wrote for kube-proxy, with the address of this API server.
+async fn kubeadm() -> Result<()> {
+    let site = Site::new().await?;
+    let text = fs::read_to_string(directory().join("../examples/kube-proxy-config.yaml")).context("the example")?;
+    let text = text.replace("https://192.0.2.10:6443", &format!("https://{SERVER_NAME}:{TLS_PORT}"));
+    let container = site.container_with(&variant("kubeadm"), &[serde_saphyr::from_str(&text)?])?;
+    let mut agent = site.start(&container)?;
+    ready(&mut agent).await?;
+    site.control.served_by(&["web-1", "web-2"], None).await?;
+    site.probes_succeed()?;
+    ensure!(agent.terminate().await?.success(), "{}", agent.tail());
+    Ok(())
+}
+
+/// maxSurge 1, maxUnavailable 0: the second pod of a node must become ready beside the first, which is ended then.
+async fn update() -> Result<()> {
+    let mut site = Site::new().await?;
+    let container = site.container(&directory())?;
+    let mut last = site.start(&container)?;
+    ready(&mut last).await?;
+    let mut next = site.start(&container)?;
+    next.wait_for_line(Duration::from_secs(20), |line| line.contains("waiting as standby")).await?;
+    // What the standby answers, the active agent writes down every second. The kernel hands each connection to one of the two.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for _ in 0..20 {
+        site.probes_succeed()?;
+    }
+    ensure!(last.terminate().await?.success(), "{}", last.tail());
+    ready(&mut next).await?;
+    site.probes_succeed()?;
+    site.control.stage.cluster.remove_pod("web-1");
+    site.control.sync()?;
+    site.control.served_by(&["web-2"], None).await
 }
 
 /// Every request is one of the role's verbs on one of its resources.
@@ -178,17 +272,22 @@ fn asked(request: &str) -> Option<(&'static str, &str, &str)> {
     Some((verb, group, *rest.first()?))
 }
 
+/// With a server that wants neither certificates nor credentials, of which the container has none.
 async fn unprivileged() -> Result<()> {
     let site = Site::new().await?;
-    let container = site.with_server(site.container(&variant("unprivileged"))?);
+    let mut container = site.container(&variant("unprivileged"))?;
+    container.binds.retain(|bind| bind.target != Path::new(ACCOUNT));
+    container.command.push(format!("--master=http://{SERVER_NAME}:{}", site.control.server.address().port()));
     ensure!(!container.privileged && container.no_new_privileges, "{container:?}");
+    site.passes_the_check(&container)?;
     let mut agent = site.start(&container)?;
-    agent.wait_ready().await?;
+    ready(&mut agent).await?;
     site.control.served_by(&["web-1", "web-2"], None).await?;
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).context("status of the agent")?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).context("no CapEff")?.trim();
     // NET_ADMIN 12, PERFMON 38, BPF 39.
     ensure!(u64::from_str_radix(effective, 16)? == 1 << 12 | 1 << 38 | 1 << 39, "the agent has {effective}");
+    site.probes_succeed()?;
     ensure!(agent.terminate().await?.success(), "{}", agent.tail());
     Ok(())
 }
@@ -196,7 +295,7 @@ async fn unprivileged() -> Result<()> {
 /// Without one of them the agent ends with an error, and nothing is attached.
 async fn capabilities() -> Result<()> {
     let site = Site::new().await?;
-    let all = site.with_server(site.container(&variant("unprivileged"))?);
+    let all = site.container(&variant("unprivileged"))?;
     for missing in &all.capabilities {
         let mut container = all.clone();
         container.capabilities.retain(|name| name != missing);
@@ -220,10 +319,15 @@ async fn from_directory() -> Result<()> {
     container.binds.push(Bind { source, target: "/manifests".into(), read_only: true });
     container.command.push("--manifests=/manifests".to_owned());
     let mut agent = site.start(&container)?;
-    agent.wait_ready().await?;
+    ready(&mut agent).await?;
     site.control.served_by(&["web-1", "web-2"], None).await?;
     ensure!(agent.terminate().await?.success(), "{}", agent.tail());
     Ok(())
+}
+
+/// The rig's own limit is that of emulated machines.
+async fn ready(agent: &mut Agent) -> Result<()> {
+    agent.wait_for_line(Duration::from_secs(60), is_ready_line).await
 }
 
 fn variant(name: &str) -> PathBuf {
