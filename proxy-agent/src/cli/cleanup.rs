@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     loader::{self, WriterLock},
-    takeover,
+    takeover::{self, Kept},
 };
 use drain::DrainArgs;
 use kube_proxy::KubeProxyArgs;
@@ -85,6 +85,7 @@ fn nothing_there(pin_root: &Path, output: Format) -> anyhow::Result<()> {
 struct Removal {
     attachments: usize,
     maps: usize,
+    kept: Vec<Kept>,
     cut: Option<Left>,
 }
 
@@ -92,12 +93,15 @@ struct Removal {
 fn remove(pin_root: &Path, cut: Option<Left>, output: Format) -> anyhow::Result<usize> {
     let flows = cut.as_ref().map_or(0, Left::total);
     let removed = loader::cleanup(pin_root).context("clean up")?;
-    takeover::remove_handover().context("remove the table of the handover from kube-proxy")?;
-    let removal = Removal { attachments: removed.attachments, maps: removed.maps, cut };
+    let kept = takeover::remove_handover().context("remove the table of the handover from kube-proxy")?;
+    let removal = Removal { attachments: removed.attachments, maps: removed.maps, kept, cut };
     match output {
         Format::Json => println!("{}", serde_json::to_string(&removal)?),
         Format::Table => {
             println!("removed {} attachments and {} maps", removal.attachments, removal.maps);
+            for kept in &removal.kept {
+                println!("stays: {} ({}): {}", kept.item, kept.item.by, kept.why);
+            }
             match &removal.cut {
                 Some(left) => println!("cut: {left}"),
                 None => println!("cut: unknown, the maps are of another version"),

@@ -74,7 +74,7 @@ fn note_missing(plan: &mut Plan, nft: &Ruleset, program: &str, family: &str) {
     }
 }
 
-fn is_kube_proxys(chain: &str) -> bool {
+pub(super) fn is_kube_proxys(chain: &str) -> bool {
     CHAINS.contains(&chain) || PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::{
+    iptables,
     kernel_flows::{KernelFlow, kernel_flows},
     leftovers::{Action, Item, Kept, Plan, Step},
     programs::{ProgramError, ask, run},
@@ -89,18 +90,27 @@ fn nft(input: String) -> Action {
     Action::Program { name: "nft".to_owned(), args: vec!["-f", "-"], input }
 }
 
-/// Takes our own tables away, whatever is left of kube-proxy's connections. Returns how many there were.
-pub fn remove_handover() -> Result<usize, ProgramError> {
-    let Some(tables) = ask("nft", &["list", "tables"])? else { return Ok(0) };
-    let ruleset = parse(&tables, "");
-    let mut removed = 0;
-    for family in FAMILIES {
-        if ruleset.has(family, HANDOVER) {
-            run("nft", &["delete", "table", family, HANDOVER], "")?;
-            removed += 1;
+/// Takes our own tables away, where kube-proxy's rules are back or the kernel translates nothing any more. Returns those
+/// that stay.
+pub fn remove_handover() -> Result<Vec<Kept>, ProgramError> {
+    let mut kept = Vec::new();
+    let Some(tables) = ask("nft", &["list", "tables"])? else { return Ok(kept) };
+    if !tables.contains(HANDOVER) {
+        return Ok(kept);
+    }
+    let ruleset = parse(&tables, &ask("nft", &["list", "chains"])?.unwrap_or_default());
+    for family in FAMILIES.into_iter().filter(|family| ruleset.has(family, HANDOVER)) {
+        let item = Item { name: format!("{family} {HANDOVER}"), ..item() };
+        let kube_proxys = |(of, _, chain): &(String, String, String)| of == family && iptables::is_kube_proxys(chain);
+        let is_back = ruleset.has(family, KUBE_PROXY) || ruleset.chains.iter().any(kube_proxys);
+        match kernel_flows().map(|flows| count(&flows, family)) {
+            Ok(count) if count > 0 && !is_back => {
+                kept.push(Kept { item, why: format!("the kernel still translates {count} connections") });
+            }
+            _ => drop(run("nft", &["delete", "table", family, HANDOVER], "")?),
         }
     }
-    Ok(removed)
+    Ok(kept)
 }
 
 impl Ruleset {

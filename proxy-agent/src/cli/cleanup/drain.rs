@@ -14,7 +14,7 @@ use crate::{
     cli::tables::{self, TableError},
     dataplane::{Dataplane as _, DataplaneError, KernelMaps},
     loader::Pins,
-    takeover,
+    takeover::{self, Plan},
 };
 
 /// Between two looks at the tables, which take a second when they are full.
@@ -54,12 +54,16 @@ struct Progress<'a> {
 pub(super) fn run(pin_root: &Path, args: &DrainArgs, output: Format) -> anyhow::Result<()> {
     let pins = match tables::pins(pin_root) {
         Ok(pins) => pins,
+        Err(TableError::NothingLoaded(_)) if Pins::all_versions(pin_root)?.is_empty() => {
+            return remove(pin_root, Some(Left::default()), output).map(drop);
+        }
         Err(TableError::NothingLoaded(_)) => bail!(
             "the maps below {} are not of this version of Weir; drain with the version that made them",
             pin_root.display()
         ),
         Err(error) => return Err(error.into()),
     };
+    warn_if_alone();
     let udp_idle_s = u32::try_from(args.udp_idle.as_secs()).unwrap_or(u32::MAX);
     let frontends = give_back(&pins, &Left::read(&pins, udp_idle_s)?).context("give the frontends back")?;
     if output == Format::Table {
@@ -69,6 +73,16 @@ pub(super) fn run(pin_root: &Path, args: &DrainArgs, output: Format) -> anyhow::
     match remove(pin_root, Some(left), output)? {
         0 => Ok(()),
         cut => Err(FlowsCut(cut).into()),
+    }
+}
+
+/// Weir drains all the same: the rules may be another proxy's.
+fn warn_if_alone() {
+    let found = Plan::look().is_ok_and(|plan| plan.items().next().is_some() || !plan.missing.is_empty());
+    if !found {
+        eprintln!(
+            "weir: warning: no rules of kube-proxy are on this node; new connections to Services may find nobody"
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! From kube-proxy to Weir and back on nodes in service: flows are held open over every way and speak all the time.
 //!
-//! Reading order: [`both_ways`]; `rules` (what kube-proxy writes), `held` (the flows), `steps` (the commands).
+//! Reading order: [`both_ways`] and what it calls; `rules` (what kube-proxy writes), `held` (the flows), `steps` (the commands).
 
 mod held;
 mod rules;
@@ -56,76 +56,76 @@ const UNCONNECTED: Options = Options {
 async fn both_ways(mode: Mode) -> Result<()> {
     let stage = world(mode).await?;
     let nodes = stage.world.nodes();
-    let [first, second] = &nodes[..] else { unreachable!("of two nodes") };
-    let mut before = open_all(&stage).await.context("under kube-proxy")?;
+    let before = open_all(&stage).await.context("under kube-proxy")?;
     all_are(&nodes, &before, By::KubeProxy)?;
     let silent = to_remote(&stage).await?;
-
-    // To Weir.
     let mut agents = speaking("the agents start", &[&before], steps::start(&stage, &nodes)).await?;
-    steps::keeps_its_port(first, silent.local)?;
-    let counted = steps::counts(mode, &nodes)?;
-    let mut after = speaking("new flows", &[&before], open_all(&stage)).await?;
-    all_are(&nodes, &after, By::Weir)?;
-    ensure!(steps::counts(mode, &nodes)? == counted, "kube-proxy's rules translated a new flow");
-    steps::refuses_while_kube_proxy_runs(&stage, first)?;
-    let remove = async { nodes.iter().try_for_each(|node| steps::remove_rules(mode, node)) };
-    speaking("kube-proxy's rules go", &[&before, &after], remove).await?;
-    speaking("Weir alone", &[&before, &after], pass(A_WHILE)).await?;
-    let alone = speaking("new flows without rules", &[&before, &after], open_all(&stage)).await?;
-    all_are(&nodes, &alone, By::Weir)?;
-    for flow in alone {
-        flow.close().await?;
-    }
-
-    // And back.
+    steps::keeps_its_port(&nodes[0], silent.local)?;
+    let after = to_weir(mode, &stage, &nodes, &before).await?;
     nodes.iter().try_for_each(|node| mode.install(node, &endpoints(&stage)?))?;
     speaking("kube-proxy's rules come", &[&before, &after], pass(A_WHILE)).await?;
-    steps::refuses_while_an_agent_runs(first)?;
+    steps::refuses_while_an_agent_runs(&nodes[0])?;
     for agent in agents.values_mut() {
         agent.terminate().await?;
     }
-    // Those through the second node, but one: its drain is not patient.
-    let through_second =
-        split_off(&mut after, |flow| flow.to.ip() == second.addresses()[0] || flow.to.ip() == second.addresses()[1]);
-    let mut through_second = through_second.into_iter();
+    back(&stage, &nodes, before, after).await?;
+    speaking("a flow that was silent all the time", &[std::slice::from_ref(&silent)], pass(Duration::ZERO)).await
+}
+
+/// Agents run beside kube-proxy's rules; these go. Returns flows of Weir's.
+async fn to_weir<'a>(mode: Mode, stage: &'a Stage, nodes: &[Node], before: &[Held<'a>]) -> Result<Vec<Held<'a>>> {
+    let counted = steps::counts(mode, nodes)?;
+    let after = speaking("new flows", &[before], open_all(stage)).await?;
+    all_are(nodes, &after, By::Weir)?;
+    ensure!(steps::counts(mode, nodes)? == counted, "kube-proxy's rules translated a new flow");
+    steps::refuses_while_kube_proxy_runs(stage, &nodes[0])?;
+    let remove = async { nodes.iter().try_for_each(|node| steps::remove_rules(mode, node)) };
+    speaking("kube-proxy's rules go", &[before, &after], remove).await?;
+    speaking("Weir alone", &[before, &after], pass(A_WHILE)).await?;
+    let alone = speaking("new flows without rules", &[before, &after], open_all(stage)).await?;
+    all_are(nodes, &alone, By::Weir)?;
+    for flow in alone {
+        flow.close().await?;
+    }
+    Ok(after)
+}
+
+/// The rules are there again and no agent runs: both nodes are drained, the second without patience.
+async fn back<'a>(stage: &'a Stage, nodes: &[Node], mut before: Vec<Held<'a>>, mut after: Vec<Held<'a>>) -> Result<()> {
+    let second = nodes[1].addresses();
+    let mut through_second = split_off(&mut after, |flow| second.contains(&flow.to.ip())).into_iter();
     let cut = through_second.next().context("no flow through the second node")?;
     for flow in through_second {
         flow.close().await?;
     }
-    speaking("the second node's time is up", &[&before, &after], steps::drain_in_vain(second)).await?;
+    speaking("the second node's time is up", &[&before, &after], steps::drain_in_vain(&nodes[1])).await?;
     cut.close().await?;
 
-    let drain = steps::Drain::start(first)?;
+    let drain = steps::Drain::start(&nodes[0])?;
     speaking("the first node drains", &[&before, &after], pass(2 * A_WHILE)).await?;
-    let back = speaking("new flows while it drains", &[&before, &after], open_all(&stage)).await?;
-    all_are(&nodes, &back, By::KubeProxy)?;
+    let back = speaking("new flows while it drains", &[&before, &after], open_all(stage)).await?;
+    all_are(nodes, &back, By::KubeProxy)?;
     // What was translated packet by packet ends; datagrams pause until they are nobody's any more. Sockets that the hooks
     // translated, and what the kernel translates, go on.
     let mut datagrams = split_off(&mut before, |flow| flow.proto == Proto::Udp);
-    let packets = split_off(&mut after, |flow| matches!(flow.from, "packet" | "client"));
-    for flow in packets {
+    for flow in split_off(&mut after, |flow| matches!(flow.from, "packet" | "client")) {
         flow.close().await?;
     }
-    let back_tcp: Vec<_> = back.iter().filter(|flow| flow.proto == Proto::Tcp).collect();
-    ensure!(!back_tcp.is_empty() && !after.is_empty(), "nothing is left to speak");
     datagrams.extend(split_off(&mut after, |flow| flow.proto == Proto::Udp));
+    ensure!(!after.is_empty() && !before.is_empty(), "nothing is left to speak");
     let lines = speaking("the last flows end", &[&before, &after, &back], drain.end()).await?;
-    steps::ended_well(first, &lines)?;
+    steps::ended_well(&nodes[0], &lines)?;
     speaking("kube-proxy alone", &[&before, &after, &back, &datagrams], pass(A_WHILE)).await?;
-    steps::no_martians(&nodes)?;
-    let spoken = [&before, &after, &back, &datagrams].map(|flows| exchanges(flows)).iter().sum::<usize>();
-    println!("{} flows held, {spoken} exchanges, 0 lost", before.len() + after.len() + back.len() + datagrams.len());
-    silent_still_speaks(&silent).await
+    steps::no_martians(nodes)?;
+    let all = [&before, &after, &back, &datagrams];
+    let (flows, spoken) = (all.map(Vec::len), all.map(|flows| exchanges(flows)));
+    println!("{} flows held, {} exchanges, 0 lost", flows.iter().sum::<usize>(), spoken.iter().sum::<usize>());
+    Ok(())
 }
 
 async fn pass(time: Duration) -> Result<()> {
     sleep(time).await;
     Ok(())
-}
-
-async fn silent_still_speaks(silent: &Held<'_>) -> Result<()> {
-    speaking("a flow that was silent all the time", &[std::slice::from_ref(silent)], pass(Duration::ZERO)).await
 }
 
 /// Two nodes under kube-proxy's rules, three endpoints, callers of every kind.
