@@ -101,6 +101,7 @@ async fn back<'a>(stage: &'a Stage, nodes: &[Node], mut before: Vec<Held<'a>>, m
     speaking("the second node's time is up", &[&before, &after], steps::drain_in_vain(&nodes[1])).await?;
     cut.close().await?;
 
+    speaking("a drain is given up", &[&before, &after], steps::give_up(stage, &nodes[0])).await?;
     let drain = steps::Drain::start(&nodes[0])?;
     speaking("the first node drains", &[&before, &after], pass(2 * A_WHILE)).await?;
     let back = speaking("new flows while it drains", &[&before, &after], open_all(stage)).await?;

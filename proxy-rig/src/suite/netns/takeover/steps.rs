@@ -109,6 +109,29 @@ pub(super) async fn drain_in_vain(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// A drain is ended while it waits. An agent takes everything up as it was, and ends again.
+pub(super) async fn give_up(stage: &Stage, node: &Node) -> Result<()> {
+    let frontends = async || -> Result<usize> {
+        let rows = json(&node.weir("services", &["-o", "json"])?)?;
+        Ok(rows.as_array().context("rows")?.len())
+    };
+    let before = frontends().await?;
+    let drain = Drain::start(node)?;
+    let mut looks = 0;
+    while frontends().await? > 0 {
+        looks += 1;
+        ensure!(looks < 100, "{before} frontends were not given back");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    drain.0.abort();
+    let mut agents = start(stage, std::slice::from_ref(node)).await?;
+    ensure!(before > 0 && frontends().await? == before, "not all of {before} frontends are back");
+    for agent in agents.values_mut() {
+        agent.terminate().await?;
+    }
+    Ok(())
+}
+
 /// A patient drain under way.
 pub(super) struct Drain(JoinHandle<std::io::Result<Output>>);
 
