@@ -111,6 +111,8 @@ fn service(number: u8, endpoints: u8) -> ServiceDesired {
 fn events<D: Dataplane>(reconciler: &mut Reconciler<D>, now: Instant) -> usize {
     let iface = Iface {
         role: IfaceRole::Uplink,
+        flags: 0,
+        zero: [0; 2],
         mtu: 1500,
         addr_v4: Ipv4 { octets: [172, 16, 0, 1] },
         addr_v6: Ipv6 { octets: [0; 16] },
@@ -226,7 +228,14 @@ fn a_full_table_of_interfaces_names_itself() {
     let mut reconciler = Reconciler::new(maps, Options::default(), now).unwrap();
     events(&mut reconciler, now);
     let none = Ipv6 { octets: [0; 16] };
-    let iface = Iface { role: IfaceRole::Pod, mtu: 1500, addr_v4: Ipv4 { octets: [172, 16, 0, 1] }, addr_v6: none };
+    let iface = Iface {
+        role: IfaceRole::Pod,
+        flags: 0,
+        zero: [0; 2],
+        mtu: 1500,
+        addr_v4: Ipv4 { octets: [172, 16, 0, 1] },
+        addr_v6: none,
+    };
     reconciler.set_ifaces(BTreeMap::from([(2, iface), (3, iface), (4, iface)]), now);
     let texts: Vec<String> = reconciler.status().failures.values().map(|it| it.error.to_string()).collect();
     assert!(

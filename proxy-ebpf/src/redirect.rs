@@ -17,20 +17,11 @@ pub(crate) fn into(ifindex: u32) -> i32 {
     unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
-/// Out of `ifindex`; the kernel resolves the next hop and keeps the packet meanwhile.
+/// Out of `ifindex`; the kernel resolves the next hop and keeps the packet meanwhile. By lo that delivers a packet for an address
+/// of the node: with a route found for an outgoing packet Linux asks no more whether its source is reached by the link.
 #[inline(always)]
 pub(crate) fn by_neighbour(ifindex: u32) -> i32 {
     // SAFETY: no parameters: the kernel looks up the next hop of the packet's destination itself.
     let action = unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) } as i32;
     if action == TC_ACT_REDIRECT { action } else { TC_ACT_SHOT }
-}
-
-/// In every network namespace.
-const LOOPBACK: u32 = 1;
-
-/// Delivers a packet for an address of the node. With a route found for an outgoing packet Linux asks no more whether its source
-/// would be reached by the link that it came in by.
-#[inline(always)]
-pub(crate) fn to_this_node() -> i32 {
-    by_neighbour(LOOPBACK)
 }

@@ -1,4 +1,5 @@
-//! Answers a packet with an ICMP "port unreachable" (RFC 792 type 3 code 3, RFC 4443 type 1 code 4).
+//! Answers a packet with an ICMP "port unreachable" (RFC 792 type 3 code 3, RFC 4443 type 1 code 4), or "packet too big" (RFC 1191
+//! section 4, RFC 4443 section 3.2).
 //!
 //! The answer comes from the frontend and quotes the network header with its options and the L4 header: 20 bytes of TCP (a
 //! packet whose checksum is still partial cannot be cut shorter), 8 of UDP, 20 of SCTP (the header, and an INIT as far as its tag:
@@ -42,13 +43,13 @@ pub(crate) fn within_budget(now_s: u32) -> bool {
 pub(crate) trait ReplyFamily: Family {
     /// Network and ICMP header, link header excluded.
     type Header: Pod;
-    /// `quoted_len` bytes follow, whose one's complement sum is `quoted_sum`.
-    fn header(packet: &Packet<Self>, quoted_len: u16, quoted_sum: u32) -> Self::Header;
+    /// `quoted_len` bytes follow, whose one's complement sum is `quoted_sum`. With an `mtu` the packet is too big for a link.
+    fn header(packet: &Packet<Self>, mtu: Option<u32>, quoted_len: u16, quoted_sum: u32) -> Self::Header;
 }
 
-/// Turns the packet into its own refusal, ready to be sent back out of its interface.
+/// Turns the packet into its own refusal, ready to be sent back out of its interface. With an `mtu` it is too big for a link.
 #[inline(always)]
-pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> Result<(), Failed> {
+pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>, mtu: Option<u32>) -> Result<(), Failed> {
     let l4_len: u32 = if packet.protocol == UDP { 8 } else { 20 };
     let keep = u32::from(packet.l4_offset) + l4_len;
     let quoted_len = keep - ETH_LEN as u32;
@@ -80,7 +81,7 @@ pub(crate) fn build<F: ReplyFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> 
     if unsafe { bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, 0) } != 0 {
         return Err(Failed);
     }
-    store(skb, ETH_LEN as u32, &F::header(packet, quoted_len as u16, quoted_sum))?;
+    store(skb, ETH_LEN as u32, &F::header(packet, mtu, quoted_len as u16, quoted_sum))?;
     swap_link_addresses(skb)
 }
 
@@ -140,12 +141,14 @@ fn sum_address<A: Address>(sum: u32, address: &A) -> u32 {
 impl ReplyFamily for V4 {
     type Header = ReplyV4;
     #[inline(always)]
-    fn header(packet: &Packet<V4>, quoted_len: u16, quoted_sum: u32) -> ReplyV4 {
+    fn header(packet: &Packet<V4>, mtu: Option<u32>, quoted_len: u16, quoted_sum: u32) -> ReplyV4 {
         let total_len = (IPV4_MIN_LEN + ICMP_LEN) as u16 + quoted_len;
         let (src, dst) = (packet.tuple.dst, packet.tuple.src);
         let fixed = 0x4500 + u32::from(total_len) + (u32::from(TTL) << 8) + 1;
         let check = !fold(sum_address(sum_address(fixed, &src), &dst));
-        let icmp_check = !fold(0x0303 + quoted_sum);
+        // A link of more than 64 KiB takes every packet.
+        let (code, mtu) = mtu.map_or((3, 0), |mtu| (4, mtu as u16));
+        let icmp_check = !fold(0x0300 + u32::from(code) + u32::from(mtu) + quoted_sum);
         ReplyV4 {
             version_ihl_tos: [0x45, 0],
             total_len: total_len.to_be_bytes(),
@@ -156,8 +159,8 @@ impl ReplyFamily for V4 {
             check: check.to_be_bytes(),
             src: src.octets,
             dst: dst.octets,
-            icmp: [3, 3, (icmp_check >> 8) as u8, icmp_check as u8],
-            unused: [0; 4],
+            icmp: [3, code, (icmp_check >> 8) as u8, icmp_check as u8],
+            unused: [0, 0, (mtu >> 8) as u8, mtu as u8],
         }
     }
 }
@@ -165,12 +168,14 @@ impl ReplyFamily for V4 {
 impl ReplyFamily for V6 {
     type Header = ReplyV6;
     #[inline(always)]
-    fn header(packet: &Packet<V6>, quoted_len: u16, quoted_sum: u32) -> ReplyV6 {
+    fn header(packet: &Packet<V6>, mtu: Option<u32>, quoted_len: u16, quoted_sum: u32) -> ReplyV6 {
         let payload_len = ICMP_LEN as u16 + quoted_len;
         let (src, dst) = (packet.tuple.dst, packet.tuple.src);
         // The pseudo-header of RFC 8200 section 8.1.
         let pseudo = sum_address(sum_address(u32::from(payload_len) + u32::from(ICMPV6), &src), &dst);
-        let icmp_check = !fold(u32::from(fold(pseudo)) + 0x0104 + quoted_sum);
+        let (kind, code, mtu) = mtu.map_or((1, 4, 0), |mtu| (2, 0, mtu));
+        let fixed = (u32::from(kind) << 8) + u32::from(code) + (mtu >> 16) + (mtu & 0xffff);
+        let icmp_check = !fold(u32::from(fold(pseudo)) + fixed + quoted_sum);
         ReplyV6 {
             version: [0x60, 0, 0, 0],
             payload_len: payload_len.to_be_bytes(),
@@ -178,8 +183,8 @@ impl ReplyFamily for V6 {
             hop_limit: TTL,
             src: src.octets,
             dst: dst.octets,
-            icmp: [1, 4, (icmp_check >> 8) as u8, icmp_check as u8],
-            unused: [0; 4],
+            icmp: [kind, code, (icmp_check >> 8) as u8, icmp_check as u8],
+            unused: mtu.to_be_bytes(),
         }
     }
 }

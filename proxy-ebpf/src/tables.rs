@@ -12,7 +12,7 @@ use proxy_common::abi::{
     Service, ServiceCidrs, ServiceKey, SnatEntry, SockCookie, SockKey, SockLoad, SockPeer, SourceRangeKey,
 };
 use proxy_common::lb::{Insert, Step, TableFull, Tables};
-use proxy_common::net::Tuple;
+use proxy_common::net::{ETH_LEN, Tuple};
 
 use crate::socket::KernelFamily;
 
@@ -300,6 +300,13 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
         let mut context = Repeat { tables: self, state };
         // SAFETY: the callback gets `context` back, and only while this call lasts.
         unsafe { bpf_loop(times, repeat_once::<S> as *mut c_void, (&raw mut context).cast(), 0) };
+    }
+
+    #[inline(always)]
+    fn packet_len(&self) -> u32 {
+        // SAFETY: context.
+        let (len, gso_size) = unsafe { ((*self.skb).len, (*self.skb).gso_size) };
+        if gso_size == 0 { len.wrapping_sub(ETH_LEN as u32) } else { 0 }
     }
 
     #[inline(always)]

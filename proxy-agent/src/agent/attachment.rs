@@ -71,7 +71,8 @@ impl Attachment {
             return;
         }
         let name = |index: u32| view.net().link(index).map(|link| link.name.clone()).unwrap_or_default();
-        let wanted: BTreeMap<u32, String> = view.roles().keys().map(|index| (*index, name(*index))).collect();
+        let indexes = view.roles().keys().copied().chain(view.loopback().map(|link| link.index));
+        let wanted: BTreeMap<u32, String> = indexes.map(|index| (index, name(index))).collect();
         let adoption = self.adoption.take();
         adopt(adoption.as_ref());
         let mut errors = self.attacher.sync_interfaces(&wanted);

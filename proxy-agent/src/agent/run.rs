@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use proxy_common::abi::CONFIG_STRICT_SOURCES;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -29,7 +28,7 @@ use crate::{
     logging,
     metrics::{Metrics, Pass},
     model::Event,
-    node::{self, NetChange, NodeView, ports, rp_filter, watch},
+    node::{self, NetChange, NodeView, ports, watch},
     object,
     reconcile::{self, Reconciler},
     sources::{kubernetes, manifests},
@@ -113,9 +112,6 @@ impl Stop {
 fn load(config: &AgentConfig, object: &[u8], metrics: Metrics) -> anyhow::Result<(Attachment, State<KernelMaps>)> {
     let cookie = node::netns_cookie().map_err(loader::LoaderError::Cookie)?;
     let mut kernel_config = loader::config_for(&config.node_name, cookie, config.connect_hooks, config.masquerade_all);
-    if rp_filter::is_strict() {
-        kernel_config.flags |= CONFIG_STRICT_SOURCES;
-    }
     (kernel_config.snat_first, kernel_config.snat_last) = (config.snat_ports.first, config.snat_ports.last);
     let cgroup = match &config.cgroup_root {
         Some(path) => path.clone(),

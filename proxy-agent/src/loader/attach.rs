@@ -110,9 +110,12 @@ impl Attacher {
         Ok(())
     }
 
-    /// Attaches both tc programs to one interface of the own network namespace.
+    /// Attaches the tc programs to one interface of the own network namespace.
     pub fn attach_interface(&mut self, index: u32, name: &str) -> Result<Attached, LoaderError> {
         let egress = self.attach_hook(&EGRESS, index, name)?;
+        if !INGRESS.is_for(index) {
+            return Ok(egress);
+        }
         let ingress = self.attach_hook(&INGRESS, index, name)?;
         Ok(if egress == Attached::New { egress } else { ingress })
     }

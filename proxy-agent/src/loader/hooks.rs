@@ -5,6 +5,7 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_INET6_GETPEERNAME, BPF_CGROUP_UDP4_RECVMSG, BPF_CGROUP_UDP4_SENDMSG,
     BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG, BPF_TCX_EGRESS, BPF_TCX_INGRESS,
 };
+use proxy_common::abi::LOOPBACK;
 
 /// A program by name, and its hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,14 @@ const fn hook(program: &'static str, attach_type: bpf_attach_type) -> Hook {
     Hook { program, attach_type }
 }
 
-/// On every interface.
+impl Hook {
+    /// Whether an interface is to carry this tc program. What leaves by lo enters by it as well: once is enough.
+    pub(super) fn is_for(&self, index: u32) -> bool {
+        index != LOOPBACK || self.attach_type == BPF_TCX_EGRESS
+    }
+}
+
+/// On every interface; lo carries the second alone.
 pub const TC_HOOKS: [Hook; 2] = [INGRESS, EGRESS];
 pub(super) const INGRESS: Hook = hook("tc_ingress", BPF_TCX_INGRESS);
 pub(super) const EGRESS: Hook = hook("tc_egress", BPF_TCX_EGRESS);

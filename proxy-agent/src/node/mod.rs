@@ -11,7 +11,7 @@ mod patterns;
 pub mod ports;
 mod roles;
 mod routes;
-pub mod rp_filter;
+mod source_filter;
 pub mod view;
 pub mod watch;
 

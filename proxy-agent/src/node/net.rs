@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use super::routes::{Route, RouteKey, RouteTable};
+use super::{
+    routes::{Route, RouteKey, RouteTable},
+    source_filter::{ALL_LINKS, STRICT},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -40,6 +43,11 @@ pub enum NetChange {
     },
     Route(Route),
     RouteGone(RouteKey),
+    /// rp_filter of one link, or of all ([`ALL_LINKS`](super::source_filter::ALL_LINKS)).
+    SourceFilter {
+        link: i32,
+        value: i32,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,13 +56,18 @@ pub struct NodeNet {
     /// In the order in which they serve as source addresses: (is a late choice, address).
     addresses: BTreeMap<u32, Vec<(bool, IpAddr)>>,
     routes: RouteTable,
+    /// net.ipv4.conf.*.rp_filter.
+    source_filters: BTreeMap<i32, i32>,
 }
 
 impl NodeNet {
     /// Returns whether anything changed.
     pub fn apply(&mut self, change: NetChange) -> bool {
         match change {
-            NetChange::All(net) => {
+            NetChange::All(mut net) => {
+                // Told apart from the rest.
+                net.source_filters = std::mem::take(&mut self.source_filters);
+                self.source_filters.clone_from(&net.source_filters);
                 let changed = *self != *net;
                 *self = *net;
                 return changed;
@@ -63,6 +76,7 @@ impl NodeNet {
             NetChange::LinkGone(index) => {
                 self.routes.remove_link(index);
                 self.addresses.remove(&index);
+                self.source_filters.remove(&index.cast_signed());
                 return self.links.remove(&index).is_some();
             }
             NetChange::Address { link, address, later } => {
@@ -81,6 +95,7 @@ impl NodeNet {
             }
             NetChange::Route(route) => self.routes.insert(route),
             NetChange::RouteGone(key) => self.routes.remove(&key),
+            NetChange::SourceFilter { link, value } => return self.source_filters.insert(link, value) != Some(value),
         }
         true
     }
@@ -105,6 +120,13 @@ impl NodeNet {
     /// All addresses of the node, loopback and link-local ones included.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         self.addresses.values().flatten().map(|(_, address)| *address).collect()
+    }
+
+    /// True if the link drops packets whose source is not reached by it. The higher one of its own value and that for all links
+    /// counts.
+    pub fn is_strict(&self, index: u32) -> bool {
+        let value = |link: i32| self.source_filters.get(&link).copied().unwrap_or(0);
+        value(ALL_LINKS).max(value(index.cast_signed())) == STRICT
     }
 
     fn insert_link(&mut self, link: Link) -> bool {
@@ -140,6 +162,19 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_higher_value_counts() {
+        for (all, link, strict) in
+            [(0, 0, false), (0, 1, true), (1, 0, true), (2, 1, false), (1, 2, false), (2, 2, false)]
+        {
+            let mut net = NodeNet::default();
+            net.apply(NetChange::SourceFilter { link: ALL_LINKS, value: all });
+            net.apply(NetChange::SourceFilter { link: 7, value: link });
+            net.apply(NetChange::All(Box::default()));
+            assert_eq!(net.is_strict(7), strict, "all {all}, link {link}");
+        }
     }
 
     #[test]

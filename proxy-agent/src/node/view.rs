@@ -8,12 +8,12 @@ use std::{
 
 use ipnet::IpNet;
 use proxy_common::{
-    abi::{ADDR_NODE, ADDR_NODEPORT, Iface, IfaceRole},
+    abi::{ADDR_NODE, ADDR_NODEPORT, IFACE_STRICT, Iface, IfaceRole, LOOPBACK},
     net::{Address, Ipv4, Ipv6},
 };
 
 use super::{
-    net::{NetChange, NodeNet, is_link_local},
+    net::{Link, NetChange, NodeNet, is_link_local},
     roles::{RoleRules, role_of},
 };
 
@@ -101,11 +101,19 @@ impl NodeView {
         &self.roles
     }
 
+    /// lo, if it is to carry the egress program: packets between addresses of the node pass no other interface. It has no role.
+    pub fn loopback(&self) -> Option<&Link> {
+        let excluded = |link: &&Link| self.rules.exclude.matches(&link.name);
+        self.net.link(LOOPBACK).filter(|link| link.loopback && !excluded(link))
+    }
+
     /// The content of IFACES.
     pub fn ifaces(&self) -> BTreeMap<u32, Iface> {
         let (primary_v4, primary_v6) = (self.primary_v4(), self.primary_v6());
         let of = |index: u32, role: IfaceRole| Iface {
             role,
+            flags: if self.net.is_strict(index) { IFACE_STRICT } else { 0 },
+            zero: [0; 2],
             mtu: self.net.link(index).map_or(0, |link| link.mtu),
             addr_v4: self.source_on(index).find_map(v4).or(primary_v4).unwrap_or(Ipv4::ZERO),
             addr_v6: self.source_on(index).find_map(v6).or(primary_v6).unwrap_or(Ipv6::ZERO),

@@ -1,4 +1,4 @@
-//! Follows links, addresses and routes of the agent's network namespace by rtnetlink and sends them as [`NetChange`]s.
+//! Follows links, addresses, routes and the reverse path filter of the agent's network namespace by rtnetlink and sends them as [`NetChange`]s.
 
 use std::{io, net::IpAddr};
 
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::{
     net::{Link, NetChange, NodeNet},
     routes::{Route, RouteKey},
+    source_filter,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,8 @@ pub enum WatchError {
     Open(#[source] io::Error),
     #[error("list {what} by netlink: {error}")]
     List { what: &'static str, error: rtnetlink::Error },
+    #[error("follow rp_filter by netlink: {0}")]
+    SourceFilter(#[source] io::Error),
     #[error("the netlink socket was closed")]
     Closed,
 }
@@ -46,7 +49,10 @@ type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAd
 pub async fn watch(changes: mpsc::Sender<NetChange>) -> Result<(), WatchError> {
     let (connection, handle, messages) = new_multicast_connection(&GROUPS).map_err(WatchError::Open)?;
     let connection = tokio::spawn(connection);
-    let result = follow(&handle, messages, &changes).await;
+    let result = tokio::select! {
+        result = follow(&handle, messages, &changes) => result,
+        result = source_filter::follow(&changes) => result.map_err(WatchError::SourceFilter),
+    };
     connection.abort();
     result
 }

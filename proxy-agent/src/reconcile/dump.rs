@@ -7,7 +7,7 @@ use proxy_common::{
     abi::{
         ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODEPORT, ADDR_RETIRED, ADDR_VANISHED, Algorithm,
         BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState, Cidr,
-        EmptySet, FrontendKind, Iface, IfaceRole, SERVICE_SOURCE_RANGES, Service, ServiceKey,
+        EmptySet, FrontendKind, IFACE_STRICT, Iface, IfaceRole, SERVICE_SOURCE_RANGES, Service, ServiceKey,
     },
     net::{V4, V6},
 };
@@ -154,7 +154,8 @@ fn iface_line(index: u32, iface: &Iface) -> String {
         IfaceRole::Uplink => "uplink",
         IfaceRole::Overlay => "overlay",
     };
-    format!("interface {index} {role} mtu={} {} {}", iface.mtu, iface.addr_v4, iface.addr_v6)
+    let strict = if iface.flags & IFACE_STRICT != 0 { " strict" } else { "" };
+    format!("interface {index} {role} mtu={} {} {}{strict}", iface.mtu, iface.addr_v4, iface.addr_v6)
 }
 
 fn service_cidrs<F: MapFamily>(actual: &Actual, lines: &mut Vec<String>) {

@@ -14,8 +14,6 @@ pub const CONFIG_CONNECT_HOST: u32 = 8;
 pub const CONFIG_DRY_RUN: u32 = 16;
 /// kube-proxy's masqueradeAll: SNAT also for pods of this node.
 pub const CONFIG_MASQUERADE_ALL: u32 = 32;
-/// An interface of the node has a strict rp_filter: a packet must come in by the link that leads to its source.
-pub const CONFIG_STRICT_SOURCES: u32 = 64;
 
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

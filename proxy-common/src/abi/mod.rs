@@ -23,15 +23,15 @@ pub use addresses::{
 pub use affinity::{AffinityBy, AffinityKey, AffinityValue};
 pub use backends::{BACKEND_CLUSTER_SET, BACKEND_DIRECT, BACKEND_IS_LOCAL, BACKEND_LOCAL_SET, Backend, BackendState};
 pub use config::{
-    CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_MASQUERADE_ALL,
-    CONFIG_STRICT_SOURCES, Cidr, Config, MAX_SERVICE_CIDRS, ServiceCidrs, SocketEnding, Switches,
+    CONFIG_CONNECT_HOST, CONFIG_CONNECT_PODS, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_MASQUERADE_ALL, Cidr,
+    Config, MAX_SERVICE_CIDRS, ServiceCidrs, SocketEnding, Switches,
 };
 pub(crate) use flows::mix;
 pub use flows::{
     FLOW_COUNTED, FLOW_HAIRPIN, FLOW_OWN, FLOW_SNAT, FLOW_UNCONFIRMED, Flow, FlowKey, FlowKind, FlowState, SnatEntry,
 };
 pub use fragments::{FragEntry, FragKey};
-pub use ifaces::{Iface, IfaceRole};
+pub use ifaces::{IFACE_STRICT, Iface, IfaceRole, LOOPBACK};
 pub use loads::{SockCookie, SockLoad};
 pub use reasons::{Action, REASON_SLOTS, Reason, VerdictRecord};
 pub use services::{

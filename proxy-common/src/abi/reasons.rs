@@ -71,9 +71,10 @@ reasons! {
     IcmpError = 30, "icmp-error", "An ICMP error about a packet of a translated flow.";
     Resteered = 31, "resteered", "A packet of a socket whose endpoint left: another endpoint chosen.";
     Adopted = 32, "adopted", "A TCP segment in mid-connection to a Service with a consistent algorithm: endpoint chosen by its hash.";
-    // Refused: ICMP port unreachable, or ECONNREFUSED at connect time.
+    // Refused: ICMP port unreachable (too long: packet too big), or ECONNREFUSED at connect time.
     NoEndpoints = 40, "no-endpoints", "The Service has no usable endpoint.";
     UnknownClusterIpPort = 41, "unknown-cluster-ip-port", "A ClusterIP without such a port.";
+    TooLong = 42, "too-long", "The node's own packet is longer than the link to its endpoint: its socket is told.";
     // Dropped.
     NoLocalEndpoints = 60, "no-local-endpoints", "Traffic policy Local, and no endpoint on this node.";
     UnallocatedClusterIp = 61, "unallocated-cluster-ip", "In the Service range, but no Service has it.";

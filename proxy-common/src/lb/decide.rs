@@ -6,7 +6,8 @@
 
 use super::conntrack::{HEAL_INTERVAL_S, Known, forget_half, heal, is_foreign_syn, lookup_conntrack, note_reply};
 use super::fragments::{follow_fragment, remember_fragment};
-use super::new_flow::{forward, new_flow};
+use super::new_flow::{forward, new_flow, translate};
+use super::own::{own_reply, to_own_socket};
 use super::snat::{
     Kept, NodeAddress, SnatOwner, SnatRequest, is_our_port, keep_snat, lookup_snat, node_address, plan_snat,
 };
@@ -56,15 +57,7 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
     let known = lookup_conntrack(tables, key, packet, now_s, flow);
     match known {
         Known::Forward | Known::ForwardHeal => known_forward(tables, env, work, known),
-        Known::OwnReply => {
-            if !note_reply(tables, flow, key, packet, now_s) {
-                forget_half(tables, key);
-                return Verdict::pass(Reason::NoFlow);
-            }
-            rewrite.set_src(flow.frontend, flow.frontend_port);
-            rewrite.set_dst(packet.tuple.dst, flow.client_port);
-            Verdict::new(Action::Pass, Reason::OwnReply, flow.backend_id)
-        }
+        Known::OwnReply => own_reply(tables, env, work, now_s),
         // No Service has the address any more; connections from before that are in CONNTRACK and live on.
         Known::No if addr_flags == 0 => UNALLOCATED,
         Known::No if ours => Verdict::drop(Reason::SnatNoEntry),
@@ -77,6 +70,10 @@ pub fn decide_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, 
 pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Verdict {
     let Work { packet, rewrite, key, flow, .. } = work;
     rewrite.start(packet);
+    // What passes lo is mostly for addresses that neither a Service nor a client of one on this node can have.
+    if env.is_loopback() && tables.address(&packet.tuple.dst) == 0 {
+        return Verdict::pass(Reason::NotOurs);
+    }
     if !packet.has_ports() {
         return Verdict::pass(Reason::UnsupportedProtocol);
     }
@@ -91,7 +88,8 @@ pub fn decide_egress<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, w
         there.kind
     });
     match kind {
-        Some(FlowKind::Reply) if flow.flags & FLOW_OWN == 0 => reply(tables, env, work, now_s),
+        // The endpoint and the client are both sockets of the node, and this is lo: all that differs is the name.
+        Some(FlowKind::Reply) if flow.flags & FLOW_OWN == 0 || env.own => reply(tables, env, work, now_s),
         Some(FlowKind::Source) => source(tables, env, work, now_s),
         _ if env.own => own_packet(tables, env, work, now_s),
         _ => untranslated(tables, packet, now_s),
@@ -107,12 +105,13 @@ fn known_forward<F: TranslatedFamily, T: Tables<F>>(
     known: Known,
 ) -> Verdict {
     let Work { packet, rewrite, key, flow, .. } = work;
-    let verdict = forward(tables, env, packet, flow, Reason::Forward, rewrite);
+    translate(flow, rewrite);
+    // Before the verdict: the verifier would follow it once for each.
     if known == Known::ForwardHeal && !heal(tables, key, flow, packet) {
         forget_half(tables, key);
         return Verdict::drop(Reason::SnatNoEntry);
     }
-    verdict
+    forward(tables, env, packet, flow, Reason::Forward, rewrite)
 }
 
 /// In the Service range, but no Service has it.
@@ -156,7 +155,7 @@ fn snat_reply<F: TranslatedFamily, T: Tables<F>>(
             rewrite.set_src(flow.frontend, flow.frontend_port);
             rewrite.set_dst(entry.client, flow.client_port);
             if entry.flags & FLOW_HAIRPIN == 0 {
-                return Verdict::new(Action::Pass, Reason::OwnReply, flow.backend_id);
+                return to_own_socket(tables, env, &flow.frontend, Reason::OwnReply, flow.backend_id);
             }
             rewrite.bounce = true;
             Verdict::redirect(Reason::HairpinReply, env.ifindex, flow.backend_id)
@@ -179,7 +178,8 @@ fn reply<F: TranslatedFamily, T: Tables<F>>(tables: &T, env: &Env, work: &mut Wo
         // Routing by the endpoint's address chose another link than the request came in by; the network drops it there.
         return Verdict::redirect(Reason::Reply, flow.ifindex, flow.backend_id);
     }
-    Verdict::new(Action::Pass, Reason::Reply, flow.backend_id)
+    let reason = if flow.flags & FLOW_OWN == 0 { Reason::Reply } else { Reason::OwnReply };
+    Verdict::new(Action::Pass, reason, flow.backend_id)
 }
 
 #[inline(always)]

@@ -5,9 +5,10 @@
 
 use super::conntrack::stack_port;
 use super::decide::{TranslatedFamily, is_uplink, unknown_address};
+use super::own::{Way, to_own_socket, way_of_own};
 use super::snat::is_our_port;
 use super::tables::Tables;
-use super::verdict::{Env, Verdict, Work};
+use super::verdict::{CHANGED_SRC, Env, Verdict, Work};
 use crate::abi::{ADDR_NODE, Action, FLOW_HAIRPIN, FLOW_OWN, FlowKey, FlowKind, Reason};
 use crate::net::{Family, Packet};
 
@@ -49,12 +50,20 @@ pub fn decide_error<F: TranslatedFamily, T: Tables<F>>(
     }
     if !egress {
         rewrite.bounce = hairpin;
-        return if hairpin { redirect(env.ifindex, flow.backend_id) } else { pass(flow.backend_id) };
+        if hairpin {
+            return redirect(env.ifindex, flow.backend_id);
+        }
+        // Of the node's own packets alone an answer is translated here.
+        if matches!(reverse, Reverse::Reply) && rewrite.changed & CHANGED_SRC != 0 {
+            return to_own_socket(tables, env, &rewrite.tuple.src, Reason::IcmpError, flow.backend_id);
+        }
+        return pass(flow.backend_id);
     }
     if matches!(flow.kind, FlowKind::Forward) {
-        return match tables.route(&rewrite.tuple.src, &rewrite.tuple.dst) {
-            Some(ifindex) => redirect(ifindex, flow.backend_id),
-            None => Verdict::new(Action::Drop, Reason::NoRoute, flow.backend_id),
+        return match way_of_own(tables, env, &rewrite.tuple.src, &rewrite.tuple.dst) {
+            Way::Out(ifindex) => redirect(ifindex, flow.backend_id),
+            Way::Here => pass(flow.backend_id),
+            Way::None => Verdict::new(Action::Drop, Reason::NoRoute, flow.backend_id),
         };
     }
     let other_uplink = matches!(reverse, Reverse::Reply)
@@ -111,7 +120,7 @@ fn reverse_at_ingress<F: TranslatedFamily, T: Tables<F>>(tables: &T, work: &mut 
 #[inline(always)]
 fn reverse_at_egress<F: Family, T: Tables<F>>(tables: &T, env: &Env, work: &mut Work<F>) -> Reverse {
     match lookup(tables, work) {
-        FlowKind::Reply if work.flow.flags & FLOW_OWN == 0 => reply(work),
+        FlowKind::Reply if work.flow.flags & FLOW_OWN == 0 || env.own => reply(work),
         FlowKind::Source if work.flow.source_port != 0 => {
             work.quoted.set_dst(work.flow.source, work.flow.source_port);
             Reverse::Forward

@@ -1,5 +1,6 @@
 //! What happens to a packet or a socket. Reading order: [`decide_ingress`] and [`decide_egress`] in decide.rs, then
-//! new_flow.rs (choice of an endpoint), select.rs and schedule.rs, conntrack.rs (known flows), snat.rs, fragments.rs, errors.rs; connect.rs for sockets.
+//! new_flow.rs (choice of an endpoint), select.rs and schedule.rs, conntrack.rs (known flows), snat.rs, fragments.rs, errors.rs, own.rs (packets
+//! of the node's own sockets); connect.rs for sockets.
 
 mod connect;
 mod conntrack;
@@ -8,6 +9,7 @@ mod errors;
 mod fragments;
 mod new_flow;
 mod schedule;
+mod own;
 mod select;
 mod snat;
 mod tables;

@@ -4,6 +4,7 @@ use super::connect::{service_of_socket, stale_socket};
 use super::conntrack::{Side, next_state, reply_key, stack_port};
 use super::decide::TranslatedFamily;
 use super::schedule::CONSISTENT_SEED;
+use super::own::{forward_own, is_translated};
 use super::select::{Client, NotChosen, select_backend};
 use super::snat::{SnatRequest, node_address, plan_snat, range as snat_range};
 use super::tables::{Insert, Tables};
@@ -72,8 +73,13 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
             Verdict::pass(Reason::UnknownPort)
         };
     };
-    if packet.protocol == UDP && !env.own && addr_flags & ADDR_NODE != 0 && tables.has_connected_udp(tuple) {
-        return Verdict::pass(Reason::OwnSocket);
+    if addr_flags & ADDR_NODE != 0 {
+        if env.own && is_translated(tables, packet, other) {
+            return Verdict::pass(Reason::NoTranslation);
+        }
+        if !env.own && packet.protocol == UDP && tables.has_connected_udp(tuple) {
+            return Verdict::pass(Reason::OwnSocket);
+        }
     }
     if service.flags & SERVICE_SOURCE_RANGES != 0 && !tables.source_allowed(service.id, &tuple.src) {
         return Verdict::drop(Reason::SourceNotAllowed);
@@ -96,10 +102,6 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     let mut flags = if counted { FLOW_COUNTED } else { 0 };
     if env.own {
         flags |= FLOW_OWN;
-        // lo carries no hook, and a packet from lo's side with our own source would be a martian elsewhere.
-        if tables.address(&backend.addr) & ADDR_NODE != 0 {
-            return Verdict::drop(Reason::NoRoute);
-        }
         if backend.flags & BACKEND_DIRECT == 0 && leaves_by_other_address(tables, &tuple.src, &backend.addr) {
             flags |= FLOW_SNAT;
         }
@@ -142,6 +144,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         FlowState::New => Reason::NewFlow,
         _ => Reason::Adopted,
     };
+    translate(flow, rewrite);
     forward(tables, env, packet, flow, reason, rewrite)
 }
 
@@ -275,6 +278,18 @@ fn may_replace<F: Family, T: Tables<F>>(
 
 /// The translation of a packet of a known flow on its way from the client.
 #[inline(always)]
+pub(super) fn translate<F: Family>(flow: &Flow<F>, rewrite: &mut Rewrite<F>) {
+    rewrite.set_dst(flow.backend, flow.backend_port);
+    if flow.flags & FLOW_HAIRPIN != 0 {
+        rewrite.set_src(flow.source, flow.source_port);
+        rewrite.bounce = true;
+    } else {
+        rewrite.set_src_port(stack_port(flow));
+    }
+}
+
+/// Where it goes then.
+#[inline(always)]
 pub(super) fn forward<F: TranslatedFamily, T: Tables<F>>(
     tables: &T,
     env: &Env,
@@ -283,18 +298,11 @@ pub(super) fn forward<F: TranslatedFamily, T: Tables<F>>(
     reason: Reason,
     rewrite: &mut Rewrite<F>,
 ) -> Verdict {
-    rewrite.set_dst(flow.backend, flow.backend_port);
     if flow.flags & FLOW_HAIRPIN != 0 {
-        rewrite.set_src(flow.source, flow.source_port);
-        rewrite.bounce = true;
         return Verdict::redirect(Reason::HairpinForward, env.ifindex, flow.backend_id);
     }
-    rewrite.set_src_port(stack_port(flow));
     if flow.flags & FLOW_OWN != 0 {
-        return match tables.route(&packet.tuple.src, &flow.backend) {
-            Some(ifindex) => Verdict::redirect(Reason::OwnForward, ifindex, flow.backend_id),
-            None => Verdict::new(Action::Drop, Reason::NoRoute, flow.backend_id),
-        };
+        return forward_own(tables, env, packet, flow, rewrite);
     }
     Verdict::new(Action::Pass, reason, flow.backend_id)
 }

@@ -96,6 +96,8 @@ pub trait Tables<F: Family> {
         }
     }
 
+    /// Bytes of the packet without its link header; 0 if it is cut later (GSO).
+    fn packet_len(&self) -> u32;
     /// The interface that leads from `src` to `dst`, by the node's routes.
     fn route(&self, src: &F::Addr, dst: &F::Addr) -> Option<u32>;
     /// True if a connected UDP socket of this node receives packets with this tuple.

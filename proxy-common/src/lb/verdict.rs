@@ -2,7 +2,7 @@
 
 use super::select::{Chosen, Client};
 use super::snat::Search;
-use crate::abi::{Action, Flow, FlowKey, FragEntry, FragKey, Reason};
+use crate::abi::{Action, Flow, FlowKey, FragEntry, FragKey, LOOPBACK, Reason};
 use crate::net::{Address, Family, Packet, Tuple};
 
 /// Where a packet is.
@@ -12,6 +12,15 @@ pub struct Env {
     pub ifindex: u32,
     /// At egress: made by a socket of this node (it came in by no interface).
     pub own: bool,
+}
+
+impl Env {
+    #[inline(always)]
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        // If it knew the index itself from then on, the verifier would follow all that comes after twice.
+        core::hint::black_box(self.ifindex ^ LOOPBACK) == 0
+    }
 }
 
 #[must_use]
@@ -63,6 +72,8 @@ pub struct Rewrite<F: Family> {
     pub changed: u8,
     /// Sent back out of the interface it came in by: the link addresses change places.
     pub bounce: bool,
+    /// Of a packet that is too long: what its link takes.
+    pub mtu: u32,
 }
 
 impl<F: Family> Rewrite<F> {
@@ -70,6 +81,7 @@ impl<F: Family> Rewrite<F> {
         tuple: Tuple { src: F::Addr::ZERO, dst: F::Addr::ZERO, src_port: 0, dst_port: 0 },
         changed: 0,
         bounce: false,
+        mtu: 0,
     };
 
     /// Starts from the packet's own tuple.

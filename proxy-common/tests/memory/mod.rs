@@ -105,7 +105,7 @@ impl<F: TestFamily> Memory<F> {
     /// Three VIPs and a NodePort (32000), TCP and UDP, each over the same four endpoints: local pods 10 and 11, remote pods
     /// 20 and 21.
     pub(crate) fn node() -> Self {
-        let iface = |role| Iface { role, mtu: 1500, addr_v4: V4::node(), addr_v6: V6::node() };
+        let iface = |role| Iface { role, flags: 0, zero: [0; 2], mtu: 1500, addr_v4: V4::node(), addr_v6: V6::node() };
         let mut memory = Self {
             config: Config { seed: 7, ..Config::DEFAULT },
             now_s: 1000,
@@ -273,6 +273,9 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
     }
     fn socket_cookie(&self) -> u64 {
         self.cookie
+    }
+    fn packet_len(&self) -> u32 {
+        100
     }
     fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         Some(link_to::<F>(dst))

@@ -12,12 +12,9 @@ use crate::socket::KernelFamily;
 use crate::tables::KernelTables;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_skb_pull_data;
-use proxy_common::abi::{
-    Action, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, CONFIG_STRICT_SOURCES, Reason, ServiceCidrs,
-};
+use proxy_common::abi::{Action, CONFIG_DRY_RUN, CONFIG_IPV4, CONFIG_IPV6, LOOPBACK, Reason, ServiceCidrs};
 use proxy_common::lb::{
-    CHANGED_SRC, Env, Rewrite, Tables, TranslatedFamily, Verdict, Work, decide_error, follow_fragment, pass_error,
-    remember_fragment,
+    Env, Rewrite, Tables, TranslatedFamily, Verdict, Work, decide_error, follow_fragment, pass_error, remember_fragment,
 };
 use proxy_common::net::{
     ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Family, Fragment, Packet, ParseError, V4, V6,
@@ -220,16 +217,8 @@ pub(crate) fn carry_out_icmp_error<D: Direction, F: PacketFamily>(
     match verdict.action {
         Action::Redirect if scratch.work.rewrite.bounce => redirect::out_of(verdict.ifindex),
         Action::Redirect => redirect::by_neighbour(verdict.ifindex),
-        _ => pass::<D, F>(&scratch.work.rewrite),
+        _ => TCX_NEXT,
     }
-}
-
-/// On its way as it is now. At ingress the source alone changes in packets to the node itself: it is a frontend then, and that
-/// would not be reached by the link that leads to the endpoint.
-#[inline(always)]
-fn pass<D: Direction, F: PacketFamily>(new: &Rewrite<F>) -> i32 {
-    let strict = F::VERSION == 4 && !D::EGRESS && config().has(CONFIG_STRICT_SOURCES);
-    if strict && new.changed & CHANGED_SRC != 0 { redirect::to_this_node() } else { TCX_NEXT }
 }
 
 /// Parses the linear part; if it is too short, makes more of the packet linear and tries once more.
@@ -257,7 +246,7 @@ pub(crate) fn carry_out<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scra
     let verdict = &mut scratch.verdict;
     match verdict.action {
         Action::Drop => TC_ACT_SHOT,
-        Action::Reply => match refuse::<D, F>(skb, packet) {
+        Action::Reply => match refuse::<D, F>(skb, packet, new, verdict.reason) {
             Ok(action) => action,
             Err(reason) => {
                 *verdict = Verdict::drop(reason);
@@ -270,7 +259,7 @@ pub(crate) fn carry_out<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scra
                 return TC_ACT_SHOT;
             }
             match verdict.action {
-                Action::Pass => pass::<D, F>(new),
+                Action::Pass => TCX_NEXT,
                 _ if new.bounce => redirect::out_of(verdict.ifindex),
                 _ => redirect::by_neighbour(verdict.ifindex),
             }
@@ -279,18 +268,29 @@ pub(crate) fn carry_out<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scra
 }
 
 #[inline(always)]
-fn refuse<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, packet: &Packet<F>) -> Result<i32, Reason> {
+fn refuse<D: Direction, F: PacketFamily>(
+    skb: *mut __sk_buff,
+    packet: &Packet<F>,
+    new: &Rewrite<F>,
+    why: Reason,
+) -> Result<i32, Reason> {
     let tables = KernelTables { skb };
     let now_s = <KernelTables as Tables<F>>::now_s(&tables);
     if !reply::within_budget(now_s) {
         return Err(Reason::ReplyLimited);
     }
-    if reply::build(skb, packet).is_err() {
+    let mtu = if matches!(why, Reason::TooLong) { Some(new.mtu) } else { None };
+    if reply::build(skb, packet, mtu).is_err() {
         return Err(Reason::ReplyFailed);
     }
     // SAFETY: context.
     let ifindex = unsafe { (*skb).ifindex };
-    Ok(if D::EGRESS { redirect::into(ifindex) } else { redirect::out_of(ifindex) })
+    Ok(match (D::EGRESS, ifindex) {
+        (false, _) => redirect::out_of(ifindex),
+        // From an address of the node to another: by lo and with a route, or it would be a martian.
+        (true, LOOPBACK) => redirect::by_neighbour(LOOPBACK),
+        (true, _) => redirect::into(ifindex),
+    })
 }
 
 /// Makes the two families' steps and the program of one direction.

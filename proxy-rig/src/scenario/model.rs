@@ -71,6 +71,7 @@ impl ModelMachine {
             programmed: self.control.actual(),
             flows: &self.flows,
             surroundings: self.node.surroundings(),
+            packet_len: (hop.frame.len() - ETH_LEN) as u32,
         };
         let ifindex = self.node.index_of(&hop.place.interface).unwrap_or(0);
         let env = Env { ifindex, own: hop.place.own };
@@ -95,7 +96,7 @@ impl ModelMachine {
         let verdict = decide(&tables, &env, egress, &mut work);
         match verdict.action {
             Action::Drop => {}
-            Action::Reply => match rewrite::refuse(&frame, &work.packet) {
+            Action::Reply => match rewrite::refuse(&frame, &work.packet, too_long_for(&verdict, &work)) {
                 Some(refusal) => frame = refusal,
                 None => return (Verdict::drop(Reason::ReplyFailed), frame),
             },
@@ -111,6 +112,11 @@ impl ModelMachine {
             _ => backend_in_words::<V4>(actual, id),
         }
     }
+}
+
+/// The MTU of the link that the packet is too long for.
+fn too_long_for<F: Family>(verdict: &Verdict, work: &Work<F>) -> Option<u32> {
+    (verdict.reason == Reason::TooLong).then_some(work.rewrite.mtu)
 }
 
 /// `SERVICE-PORT ADDRESS:PORT`, or the number of a backend that is gone.

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, net::IpAddr};
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use proxy_agent::node::{Link, NetChange, NodeNet, NodePortAddresses, NodeView, Patterns, RoleRules, Route, RouteKey};
-use proxy_common::abi::{CONFIG_MASQUERADE_ALL, Config};
+use proxy_common::abi::{CONFIG_MASQUERADE_ALL, Config, LOOPBACK};
 
 use super::{
     file::{NodeSpec, Role},
     tables::Surroundings,
 };
 
-/// Index of the first interface; lo has 1.
+/// Index of the first interface behind lo.
 const FIRST_INDEX: u32 = 11;
 /// When a scenario begins, in seconds since boot.
 const START_S: u64 = 1_000_000;
@@ -37,8 +37,9 @@ pub struct SimulatedNode {
 
 impl SimulatedNode {
     pub fn new(spec: &NodeSpec) -> Result<Self> {
-        let indices: BTreeMap<String, u32> =
+        let mut indices: BTreeMap<String, u32> =
             spec.interfaces.keys().zip(FIRST_INDEX..).map(|(name, index)| (name.clone(), index)).collect();
+        indices.insert("lo".to_owned(), LOOPBACK);
         let mut routes = Vec::new();
         for (to, name) in &spec.routes {
             let index = indices.get(name).with_context(|| format!("route {to}: no interface {name}"))?;

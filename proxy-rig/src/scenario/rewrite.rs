@@ -13,6 +13,9 @@ use proxy_common::{
 /// RFC 792 and RFC 4443 section 3.1: type and code of "port unreachable".
 const PORT_UNREACHABLE_V4: [u8; 2] = [3, 3];
 const PORT_UNREACHABLE_V6: [u8; 2] = [1, 4];
+/// "Fragmentation needed" and "packet too big" (RFC 4443 section 3.2).
+const TOO_BIG_V4: [u8; 2] = [3, 4];
+const TOO_BIG_V6: [u8; 2] = [2, 0];
 const REPLY_TTL: u8 = 64;
 /// How much of the refused packet's transport header goes back.
 const QUOTED_UDP: usize = 8;
@@ -164,9 +167,9 @@ fn put_addresses<F: Family>(frame: &mut [u8], l3: usize, rewrite: &Rewrite<F>) -
     old
 }
 
-/// The port unreachable message that answers the frame: from the frontend to the client, back the way it came. Nothing if
-/// the headers are too long to be quoted.
-pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Option<Vec<u8>> {
+/// The port unreachable message that answers the frame: from the frontend to the client, back the way it came. With an `mtu`,
+/// the one that says that it is too big. Nothing if the headers are too long to be quoted.
+pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>, mtu: Option<u32>) -> Option<Vec<u8>> {
     let l3 = packet.l3_offset as usize;
     let quoted_l4 = if packet.protocol == UDP { QUOTED_UDP } else { QUOTED_OTHER };
     let end = packet.l4_offset as usize + quoted_l4;
@@ -195,8 +198,14 @@ pub(super) fn refuse<F: Family>(frame: &[u8], packet: &Packet<F>) -> Option<Vec<
         reply[ETH_LEN + 10..ETH_LEN + 12].copy_from_slice(&check.to_be_bytes());
     }
     let icmp = reply.len();
-    reply.extend_from_slice(if F::VERSION == 4 { &PORT_UNREACHABLE_V4 } else { &PORT_UNREACHABLE_V6 });
-    reply.extend_from_slice(&[0; 6]);
+    reply.extend_from_slice(match (F::VERSION, mtu) {
+        (4, None) => &PORT_UNREACHABLE_V4,
+        (4, Some(_)) => &TOO_BIG_V4,
+        (_, None) => &PORT_UNREACHABLE_V6,
+        (_, Some(_)) => &TOO_BIG_V6,
+    });
+    reply.extend_from_slice(&[0; 2]);
+    reply.extend_from_slice(&mtu.unwrap_or(0).to_be_bytes());
     reply.extend_from_slice(quote);
     let pseudo = if F::VERSION == 4 {
         0

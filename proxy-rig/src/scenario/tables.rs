@@ -88,6 +88,8 @@ pub(super) struct ModelTables<'a> {
     pub(super) programmed: &'a Actual,
     pub(super) flows: &'a Flows,
     pub(super) surroundings: &'a Surroundings,
+    /// Of the packet that is decided, without its link header.
+    pub(super) packet_len: u32,
 }
 
 impl<F: RigFamily> Tables<F> for ModelTables<'_> {
@@ -202,6 +204,9 @@ impl<F: RigFamily> Tables<F> for ModelTables<'_> {
     }
     fn put_sock_load(&self, _cookie: u64, _load: &SockLoad) {}
 
+    fn packet_len(&self) -> u32 {
+        self.packet_len
+    }
     fn route(&self, _src: &F::Addr, dst: &F::Addr) -> Option<u32> {
         let dst: IpAddr = F::to_ip(*dst);
         self.surroundings.routes.iter().find(|(net, _)| net.contains(&dst)).map(|(_, ifindex)| *ifindex)

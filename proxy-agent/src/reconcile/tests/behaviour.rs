@@ -134,7 +134,8 @@ fn a_restart_with_unchanged_objects_writes_nothing() {
     let mut bench = Bench::synced();
     let node =
         [NodeAddress { ip: ip("172.16.0.1"), nodeport: true }, NodeAddress { ip: ip("10.96.0.10"), nodeport: false }];
-    let iface = Iface { role: IfaceRole::Pod, mtu: 1500, addr_v4: Ipv4::ZERO, addr_v6: Ipv6::ZERO };
+    let iface =
+        Iface { role: IfaceRole::Pod, flags: 0, zero: [0; 2], mtu: 1500, addr_v4: Ipv4::ZERO, addr_v6: Ipv6::ZERO };
     let facts = |bench: &mut Bench| {
         let now = bench.now;
         let cidrs = vec!["10.96.0.0/12".parse().expect("a range"), "fd00::/108".parse().expect("a range")];

@@ -5,6 +5,7 @@
 //! * `cast`: the hosts and Services that all layouts share; `matrix`: the paths.
 //! * `filters`: nftables rules as CNIs write them.
 //! * `foreign`: tc programs of others beside Weir's, which `observer` makes.
+//! * `own_addresses`: a node that calls itself.
 //! * `path_mtu`: narrow places on the way.
 //! * `uplinks`, `attached`: two uplinks, and pods whose packets do not pass their node.
 
@@ -14,6 +15,7 @@ mod filters;
 mod foreign;
 mod matrix;
 mod observer;
+mod own_addresses;
 mod path_mtu;
 mod uplinks;
 
@@ -42,6 +44,7 @@ pub(super) const TESTS: &[OwnTest] = &[
     ("foreign_tc_programs", "13", || foreign::test().boxed()),
     ("layout_pods_beside_their_node", "13, 15c", || attached::test().boxed()),
     ("own_packets_over_vxlan", "paths", || own_packets().boxed()),
+    ("own_packets_to_the_nodes_own_addresses", "13, 15b, paths", || own_addresses::test().boxed()),
     ("path_mtu_routed_veth", "icmp, paths", || path_mtu::test(ROUTED).boxed()),
     ("path_mtu_over_vxlan", "icmp, paths", || path_mtu::test(Layout { overlay: true, ..ROUTED }).boxed()),
 ];

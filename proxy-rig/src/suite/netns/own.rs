@@ -6,7 +6,11 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use futures::future::FutureExt;
 
-use super::{flows::OwnTest, small, sockets::socket};
+use super::{
+    flows::{OwnTest, settles},
+    small,
+    sockets::socket,
+};
 use crate::{
     call::{Options, Proto},
     demo::stage::Stage,
@@ -26,9 +30,22 @@ async fn strict_sources() -> Result<()> {
     stage.cluster.put_service(small::service(|_| {}))?;
     stage.start_agents(&["--connect-hooks", "off"]).await?;
     small::all_ways_work(&stage).await?;
+    called_by_all(&stage).await?;
+    // The agents hear of a change.
+    for value in ["0", "1"] {
+        for node in stage.world.nodes() {
+            node.sysctl("net/ipv4/conf/all/rp_filter", value)?;
+        }
+        settles(&stage, "node-1", socket(WEB[0], 80)?, |result| result.pod().is_some()).await?;
+        called_by_all(&stage).await.with_context(|| format!("after a change to {value}"))?;
+    }
+    Ok(())
+}
+
+async fn called_by_all(stage: &Stage) -> Result<()> {
     for from in ["node-1", "node-2", "near"] {
         for ip in WEB {
-            everything(&stage, from, socket(ip, 80)?).await.with_context(|| from.to_owned())?;
+            everything(stage, from, socket(ip, 80)?).await.with_context(|| from.to_owned())?;
         }
     }
     Ok(())
