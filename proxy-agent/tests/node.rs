@@ -10,7 +10,7 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use proxy_agent::node::{NetChange, NodePortAddresses, NodeView, RoleRules, watch};
-use proxy_common::abi::IfaceRole;
+use proxy_common::abi::{IFACE_STRICT, IfaceRole};
 use tokio::sync::mpsc;
 
 fn ip(arguments: &str) {
@@ -61,6 +61,13 @@ fn links_addresses_and_routes_are_followed() {
             view.addresses().into_keys().collect::<Vec<_>>(),
             ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]
         );
+
+        let strict = |view: &NodeView| view.ifaces().values().any(|iface| iface.flags & IFACE_STRICT != 0);
+        assert!(!strict(&view));
+        for (name, value, wanted) in [("up0", 1, true), ("all", 2, false), ("all", 0, true), ("up0", 0, false)] {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), format!("{value}")).unwrap();
+            until(&mut view, &mut changes, "rp_filter", |view| strict(view) == wanted).await;
+        }
 
         let pod = "10.244.1.5".parse().unwrap();
         ip("link add pod0 type veth peer name pod1");

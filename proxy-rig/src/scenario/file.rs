@@ -102,6 +102,9 @@ pub struct Step {
     /// The clock goes on: `130s`, `2m`, `3h`.
     #[serde(default)]
     pub advance: Option<String>,
+    /// Entries that the connection tables lose: `forward|reply|source|snat PROTOCOL SRC > DST`.
+    #[serde(default)]
+    pub evict: Vec<String>,
     #[serde(default)]
     pub packets: Vec<PacketStep>,
     /// The whole dump of the programmed maps, sorted.

@@ -21,6 +21,7 @@ use proxy_common::{
 
 use super::{
     control::Control,
+    evict::Eviction,
     expect::Outcome,
     flows::flows_text,
     frame::ether_type,
@@ -277,6 +278,10 @@ impl Machine for KernelMachine {
         let now_s = (self.now_ns / 1_000_000_000) as u32;
         let in_use = frontends_in_use(Path::new(PIN_DIR), &self.control.retired(), now_s)?;
         self.control.advance(seconds, &in_use)
+    }
+
+    fn evict(&mut self, eviction: &Eviction) -> Result<()> {
+        self.evict_entry(eviction)
     }
 
     fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>> {

@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod cells;
 mod control;
+mod evict;
 mod expect;
 mod file;
 mod flows;

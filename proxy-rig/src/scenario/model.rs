@@ -19,6 +19,7 @@ use proxy_common::{
 
 use super::{
     control::Control,
+    evict::Eviction,
     expect::Outcome,
     flows::flows_text,
     frame::ether_type,
@@ -166,6 +167,10 @@ impl Machine for ModelMachine {
         self.config.fixed_now_ns += seconds * 1_000_000_000;
         let in_use = frontends_in_use(&self.flows, (self.config.fixed_now_ns / 1_000_000_000) as u32);
         self.control.advance(seconds, &in_use)
+    }
+
+    fn evict(&mut self, eviction: &Eviction) -> Result<()> {
+        self.evict_entry(eviction)
     }
 
     fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>> {

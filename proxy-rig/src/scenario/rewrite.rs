@@ -286,7 +286,7 @@ mod tests {
             let frame = build(&text.parse::<PacketSpec>().unwrap());
             let mut packet = Packet::<V4>::EMPTY;
             parse_packet(&frame[..], ETH_LEN, &mut packet).unwrap();
-            let reply = refuse(&frame, &packet).unwrap();
+            let reply = refuse(&frame, &packet, None).unwrap();
             assert_eq!(reply.len(), len, "{text}");
             assert!(checksums_are_right(&reply));
             assert_eq!((&reply[..6], &reply[6..12]), (&frame[6..12], &frame[..6]), "sent back on the link");

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use proxy_agent::model::{Event, SkipReason};
 
 use super::{
+    evict::Eviction,
     expect::Outcome,
     file::{PacketStep, Scenario, SinglePacket, Step, seconds},
     hop::{Hop, STAGES, journey_hop},
@@ -24,6 +25,8 @@ pub trait Machine {
     /// What Services and Pods ask for and do not get.
     fn complaints(&self) -> Vec<String>;
     fn advance(&mut self, seconds: u64) -> Result<()>;
+    /// An entry of the connection tables goes.
+    fn evict(&mut self, eviction: &Eviction) -> Result<()>;
     /// Nothing if the machine cannot run this packet.
     fn run(&mut self, hop: &Hop) -> Result<Option<Outcome>>;
     /// The programmed maps, sorted, ids written as names.
@@ -75,6 +78,13 @@ fn play_step(
         let _ = writeln!(trace, "  the clock goes on by {advance}");
         for machine in machines.iter_mut() {
             machine.advance(seconds(advance)?).with_context(|| machine.name())?;
+        }
+    }
+    for text in &step.evict {
+        let _ = writeln!(trace, "  evicted: {text}");
+        let eviction = Eviction::parse(text)?;
+        for machine in machines.iter_mut() {
+            machine.evict(&eviction).with_context(|| machine.name())?;
         }
     }
     for (number, packet) in step.packets.iter().enumerate() {

@@ -57,8 +57,8 @@ const fn known(state: &'static str, before: &'static [Leg], measured: Leg, udp: 
 const fn new(state: &'static str, before_each: Option<Leg>, measured: Leg, udp: bool) -> Line {
     Line { state, before: &[], before_each, measured, udp, known_ns: None }
 }
-const fn other(before: &'static [Leg], measured: Leg) -> Line {
-    Line { state: "not a Service", before, before_each: None, measured, udp: false, known_ns: Some(NOT_A_SERVICE_NS) }
+const fn other(state: &'static str, before: &'static [Leg], measured: Leg) -> Line {
+    Line { state, before, before_each: None, measured, udp: false, known_ns: Some(NOT_A_SERVICE_NS) }
 }
 
 /// Both sides have answered: the flows stand where they stay.
@@ -66,7 +66,7 @@ const DIRECT: &[Leg] = &[Leg::Open, Leg::Accept, Leg::Forward];
 /// The answer to our source port is told to the table between the second and the third.
 const REMOTE: &[Leg] = &[Leg::OpenNodePort, Leg::OpenOut, Leg::AcceptOut, Leg::ForwardNodePort, Leg::Source];
 
-const LINES: [Line; 9] = [
+const LINES: [Line; 11] = [
     known("established, to the endpoint", DIRECT, Leg::Forward, true),
     known("established, reply", DIRECT, Leg::Reply, true),
     known("established, out by SNAT", REMOTE, Leg::Source, false),
@@ -75,8 +75,10 @@ const LINES: [Line; 9] = [
     new("new, to a ClusterIP", None, Leg::Open, true),
     new("new, to a NodePort, endpoint elsewhere", None, Leg::OpenNodePort, true),
     new("new, out by SNAT", Some(Leg::OpenNodePort), Leg::OpenOut, false),
-    other(DIRECT, Leg::Elsewhere),
-    other(DIRECT, Leg::BackElsewhere),
+    other("not a Service", DIRECT, Leg::Elsewhere),
+    other("not a Service", DIRECT, Leg::BackElsewhere),
+    other("lo, loopback addresses", &[], Leg::Loopback),
+    other("lo, the node's address", &[], Leg::NodeToItself),
 ];
 
 pub(super) fn all() -> Vec<Case> {

@@ -58,6 +58,9 @@ pub(super) enum Leg {
     /// To a pod without a Service, and back.
     Elsewhere,
     BackElsewhere,
+    /// By lo, from the node to itself: between loopback addresses, and between others.
+    Loopback,
+    NodeToItself,
 }
 
 /// How a field differs between flows: `(flow >> .0) & .1` is added.
@@ -102,6 +105,10 @@ impl Leg {
         let remote = at(&format!("10.244.2.{FIRST_REMOTE}"), &format!("fd00:244:2::{FIRST_REMOTE:x}"), POD_PORT)?;
         let snat = at("192.168.1.10", "fd00:1::10", FIRST_SNAT_PORT)?;
 
+        let loopback = at("127.0.0.1", "::1", FIRST_CLIENT_PORT)?;
+        // Ports that no Service has.
+        let node = at("192.168.1.10", "fd00:1::10", 1)?;
+
         let there = [CLIENT, SAME, CLIENT_PORT, SAME];
         let back = [SAME, CLIENT, SAME, CLIENT_PORT];
         let (src, dst, flags, vary) = match self {
@@ -117,6 +124,8 @@ impl Leg {
             Leg::SnatReply => (remote, snat, "ack", [SERVER, SAME, SAME, SNAT_PORT]),
             Leg::Elsewhere => (client, other_pod, "ack", there),
             Leg::BackElsewhere => (other_pod, client, "ack", back),
+            Leg::Loopback => (loopback, loopback, "ack", [SAME, SAME, CLIENT_PORT, SAME]),
+            Leg::NodeToItself => (node, node, "ack", [SAME, SAME, CLIENT_PORT, SAME]),
         };
         let words =
             if protocol == Protocol::Tcp { format!("tcp {src} > {dst} {flags}") } else { format!("udp {src} > {dst}") };
@@ -124,14 +133,14 @@ impl Leg {
         // Longer than the headers that are written anew, whatever they are.
         spec.extras.payload_len = 64;
         let frame = build(&spec);
-        let place = Place { interface: self.interface().to_owned(), hook: self.hook(), own: false };
+        let place = Place { interface: self.interface().to_owned(), hook: self.hook(), own: self.is_own() };
         Ok(Traffic { place, frame, reason: self.reason(), vary, spec })
     }
 
     pub(super) fn hook(self) -> Hook {
-        use Leg::{Accept, AcceptOut, BackElsewhere, OpenOut, Reply, Source};
+        use Leg::{Accept, AcceptOut, BackElsewhere, Loopback, NodeToItself, OpenOut, Reply, Source};
         match self {
-            Accept | Reply | OpenOut | Source | AcceptOut | BackElsewhere => Hook::Egress,
+            Accept | Reply | OpenOut | Source | AcceptOut | BackElsewhere | Loopback | NodeToItself => Hook::Egress,
             _ => Hook::Ingress,
         }
     }
@@ -139,8 +148,13 @@ impl Leg {
     fn interface(self) -> &'static str {
         match self {
             Leg::Open | Leg::Forward | Leg::Accept | Leg::Reply => "pod2",
+            Leg::Loopback | Leg::NodeToItself => "lo",
             _ => "uplink",
         }
+    }
+
+    fn is_own(self) -> bool {
+        matches!(self, Self::Loopback | Self::NodeToItself)
     }
 
     fn reason(self) -> Reason {
@@ -150,7 +164,8 @@ impl Leg {
             Leg::Accept | Leg::Reply | Leg::AcceptOut => Reason::Reply,
             Leg::OpenOut | Leg::Source => Reason::Snat,
             Leg::SnatReply => Reason::SnatReply,
-            Leg::Elsewhere => Reason::NotOurs,
+            Leg::Elsewhere | Leg::Loopback => Reason::NotOurs,
+            Leg::NodeToItself => Reason::NoFlow,
             Leg::BackElsewhere => Reason::NoTranslation,
         }
     }
