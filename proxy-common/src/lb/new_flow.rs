@@ -3,8 +3,8 @@
 use super::connect::{service_of_socket, stale_socket};
 use super::conntrack::{Side, next_state, reply_key, stack_port};
 use super::decide::TranslatedFamily;
-use super::schedule::CONSISTENT_SEED;
 use super::own::{forward_own, is_translated};
+use super::schedule::CONSISTENT_SEED;
 use super::select::{Client, NotChosen, select_backend};
 use super::snat::{SnatRequest, node_address, plan_snat, range as snat_range};
 use super::tables::{Insert, Tables};
