@@ -5,6 +5,7 @@ mod attachment;
 mod config;
 mod loads;
 mod lock;
+mod memory;
 mod retired;
 mod run;
 mod sockets;

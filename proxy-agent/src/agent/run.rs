@@ -15,6 +15,7 @@ use super::{
     config::{AgentConfig, Source},
     loads::LoadWatch,
     lock::{self, Role},
+    memory,
     retired::{Look, RetiredWatch},
     sockets::Sockets,
     state::{Settings, State, until},
@@ -262,6 +263,7 @@ impl Loop {
             let (services, backends) = (self.state.service_count(), self.state.backend_count());
             let start_ms = self.started.elapsed().as_millis();
             tracing::info!(services, backends, writes = synced.applied, sync_ms, start_ms, "ready");
+            memory::release();
             let invalid = self.state.metrics().invalid_in_words();
             if !invalid.is_empty() {
                 tracing::warn!("malformed objects, or parts of them, that are not programmed: {invalid}");

@@ -336,6 +336,7 @@ impl<D: Dataplane> State<D> {
         let mut answers = answers.into_inner();
         answers.sort_unstable();
         answers.dedup();
+        answers.shrink_to_fit();
         if !answers.is_empty() {
             self.direct.insert(name.clone(), answers);
         }

@@ -37,7 +37,7 @@ pub fn build_desired<'a>(
     facts: &Facts<'_>,
 ) -> ServiceDesired {
     let mut warnings = BTreeSet::new();
-    let mut ports = Vec::new();
+    let mut ports = Vec::with_capacity(service.ports.len());
     let external = accepted(&service.external_ips, facts, &mut warnings);
     let load_balancer = accepted(&service.load_balancer_ips, facts, &mut warnings);
     let addresses = Addresses { external: &external, load_balancer: &load_balancer };
@@ -137,6 +137,7 @@ fn frontends<F: MapFamily>(
     if let Some(node_port) = port.node_port {
         add(F::Addr::ZERO, node_port, FrontendKind::NodePort);
     }
+    found.shrink_to_fit();
     found
 }
 
@@ -164,7 +165,10 @@ fn backends<F: MapFamily>(endpoints: &PortEndpoints, facts: &Facts<'_>) -> Vec<P
         }
         Some(PortBackend { addr, port: endpoint.port, flags, weight: endpoint.weight })
     };
-    endpoints.all.iter().zip(flags).filter_map(backend).collect()
+    let mut found: Vec<PortBackend<F>> = endpoints.all.iter().zip(flags).filter_map(backend).collect();
+    // It is kept for as long as the Service is.
+    found.shrink_to_fit();
+    found
 }
 
 /// The ranges of one family. One that covers the whole family is as good as no list.

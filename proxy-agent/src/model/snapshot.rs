@@ -32,7 +32,8 @@ pub struct Snapshot {
     node_name: Arc<str>,
     node: Option<Node>,
     services: BTreeMap<ServiceName, Service>,
-    slices: BTreeMap<ServiceName, BTreeMap<Arc<str>, EndpointSlice>>,
+    /// Boxed, since a tree has room for eleven, and most Services have one slice.
+    slices: BTreeMap<ServiceName, BTreeMap<Arc<str>, Box<EndpointSlice>>>,
     /// To which Service a slice belonged when it was last seen.
     slice_owner: HashMap<SliceKey, ServiceName>,
     pods: BTreeMap<ServiceName, Pod>,
@@ -126,12 +127,12 @@ impl Snapshot {
 
     /// The slices of one Service, by slice name.
     pub fn slices_of(&self, service: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values).map(Box::as_ref)
     }
 
     /// Every slice, also those whose Service is not (yet) known, by Service and slice name.
     pub fn slices(&self) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.values().flat_map(BTreeMap::values)
+        self.slices.values().flat_map(BTreeMap::values).map(Box::as_ref)
     }
 
     /// The own Node, once seen.
@@ -180,10 +181,10 @@ impl Snapshot {
         }
         let owner = slice.service.clone();
         let of_service = self.slices.entry(owner.clone()).or_default();
-        if of_service.get(&slice.name) == Some(&slice) {
+        if of_service.get(&slice.name).is_some_and(|known| **known == slice) {
             return;
         }
-        of_service.insert(slice.name.clone(), slice);
+        of_service.insert(slice.name.clone(), Box::new(slice));
         self.slice_owner.insert(key, owner.clone());
         touched.insert(owner);
     }

@@ -11,7 +11,7 @@ use std::{
 
 use proxy_common::abi::FrontendKind;
 
-use super::node::NodeAddress;
+use super::{few::Few, node::NodeAddress};
 use crate::{
     dataplane::MapFamily,
     desired::{PortFamily, ServiceDesired},
@@ -81,13 +81,13 @@ struct ClaimSet {
 
 #[derive(Clone, Debug)]
 pub(super) struct Claims {
-    frontends: HashMap<FrontendId, BTreeSet<Claimant>>,
+    frontends: HashMap<FrontendId, Few<Claimant>>,
     /// Services with a frontend (not a NodePort) at this address.
-    by_address: HashMap<IpAddr, BTreeSet<(ServiceName, FrontendId)>>,
-    cluster_ips: HashMap<IpAddr, BTreeSet<ServiceName>>,
-    endpoints: HashMap<IpAddr, BTreeSet<(ServiceName, u16, u8)>>,
+    by_address: HashMap<IpAddr, Few<(ServiceName, FrontendId)>>,
+    cluster_ips: HashMap<IpAddr, Few<ServiceName>>,
+    endpoints: HashMap<IpAddr, Few<(ServiceName, u16, u8)>>,
     /// Pods that ask for this port and protocol of the node, with each address.
-    host_ports: HashMap<(u16, u8), BTreeSet<(ServiceName, FrontendId)>>,
+    host_ports: HashMap<(u16, u8), Few<(ServiceName, FrontendId)>>,
     node_addresses: BTreeSet<NodeAddress>,
     protected: Vec<RangeInclusive<u16>>,
 }
@@ -284,7 +284,7 @@ impl fmt::Display for Conflict {
     }
 }
 
-fn remove<K: Eq + std::hash::Hash, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: K, value: &V) {
+fn remove<K: Eq + std::hash::Hash, V: Ord>(index: &mut HashMap<K, Few<V>>, key: K, value: &V) {
     if let Some(values) = index.get_mut(&key) {
         values.remove(value);
         if values.is_empty() {

@@ -8,6 +8,7 @@ mod addresses;
 mod claims;
 mod diff;
 mod dump;
+mod few;
 mod ids;
 mod mirror;
 mod node;
