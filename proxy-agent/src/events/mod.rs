@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     desired::Warning,
-    model::{ObjectRef, ServiceName, Skip},
+    model::{ObjectRef, ServiceName, Skip, SkipReason},
     reconcile::Conflict,
     sources::kubernetes::KubernetesConfig,
 };
@@ -69,6 +69,13 @@ impl Reason {
         }
     }
 
+    fn of_skip(skip: &Skip) -> Self {
+        match skip.reason {
+            SkipReason::InvalidAlgorithm => Reason::UnknownAlgorithm,
+            _ => Reason::InvalidObject,
+        }
+    }
+
     fn of(warning: &Warning) -> Self {
         match warning {
             Warning::ExternalNotAllowed(_) | Warning::ForbiddenAddress(_) => Reason::FrontendNotAllowed,
@@ -101,14 +108,14 @@ impl Events {
         }
     }
 
-    /// One Event per object.
+    /// One Event per object and reason.
     pub fn skipped(&self, skips: &[Skip]) {
-        let mut objects: BTreeMap<&ObjectRef, Vec<&Skip>> = BTreeMap::new();
+        let mut objects: BTreeMap<(&ObjectRef, Reason), Vec<&Skip>> = BTreeMap::new();
         if self.recorder.is_some() {
-            skips.iter().for_each(|skip| objects.entry(&skip.object).or_default().push(skip));
+            skips.iter().for_each(|skip| objects.entry((&skip.object, Reason::of_skip(skip))).or_default().push(skip));
         }
-        for (object, skips) in objects {
-            self.warn(object.clone(), Reason::InvalidObject, joined("not used: ", skips.into_iter().map(Skip::part)));
+        for ((object, reason), skips) in objects {
+            self.warn(object.clone(), reason, joined("not used: ", skips.into_iter().map(Skip::part)));
         }
     }
 
@@ -149,7 +156,6 @@ fn joined(start: &str, parts: impl ExactSizeIterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SkipReason;
 
     fn queue(size: usize) -> (Events, mpsc::Receiver<Notice>) {
         let (sender, notices) = mpsc::channel(size);

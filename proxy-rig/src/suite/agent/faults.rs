@@ -173,6 +173,9 @@ pub(super) async fn told_to_the_api() -> Result<()> {
     thief["spec"]["externalIPs"] = json!(["10.96.0.1"]);
     control.server.apply_object(thief)?;
     control.server.apply_object(service("bad", "10.96.0.300", NODE_PORT + 2))?;
+    let mut wild = service("wild", "10.96.0.7", NODE_PORT + 3);
+    wild["metadata"]["annotations"] = json!({"weir.dev/algorithm": "wild"});
+    control.server.apply_object(wild)?;
     let found = |server: &ApiServer, name: &str, reason: &str, note: &str| {
         server.list("Event").is_ok_and(|events| {
             events.iter().any(|event| {
@@ -185,5 +188,6 @@ pub(super) async fn told_to_the_api() -> Result<()> {
     };
     control.until("a conflict", |server| found(server, "thief", "FrontendConflict", "10.96.0.1")).await?;
     control.until("a bad object", |server| found(server, "bad", "InvalidObject", "10.96.0.300")).await?;
+    control.until("an unknown algorithm", |server| found(server, "wild", "UnknownAlgorithm", "wild")).await?;
     control.served_by(&["web-1", "web-2"], None).await
 }
