@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, fs, os::fd::AsFd, path::PathBuf, process::Command};
 
+use aya::maps::{HashMap, Map, MapData};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -169,15 +170,26 @@ fn clsact_where_there_is_no_tcx() {
 }
 
 #[test]
-fn maps_that_fit_are_kept_and_others_are_made_anew() {
-    let Some(ground) = Ground::new("maps_that_fit_are_kept_and_others_are_made_anew") else { return };
-    assert!(ground.load(&small()).replaced.is_empty());
-    assert!(ground.load(&small()).replaced.is_empty());
+fn maps_that_fit_are_kept_and_others_are_copied() {
+    let Some(ground) = Ground::new("maps_that_fit_are_kept_and_others_are_copied") else { return };
+    let addresses = |pins: &Pins| -> HashMap<MapData, u32, u32> {
+        HashMap::try_from(Map::HashMap(MapData::from_pin(pins.map(names::ADDRS_V4)).unwrap())).unwrap()
+    };
+    for _ in 0..2 {
+        assert!(ground.load(&small()).migration.is_none());
+    }
+    addresses(&ground.pins()).insert(7, 4, 0).unwrap();
     let more_flows = Capacities { conntrack: 2048, ..small() };
-    assert_eq!(ground.load(&more_flows).replaced, [names::CONNTRACK_V4, names::CONNTRACK_V6]);
-    let replaced = ground.load(&Capacities { rings: 4096, ..more_flows }).replaced;
-    assert!(replaced.contains(&names::RINGS) && replaced.contains(&names::SERVICES_V4), "{replaced:?}");
-    assert!(!replaced.contains(&names::CONNTRACK_V4), "{replaced:?}");
+    // An agent that dies before it is done; the next one begins again.
+    assert!(ground.load(&more_flows).migration.is_some());
+    let Loaded { migration, waits_for_sync, .. } = ground.load(&more_flows);
+    let mut migration = migration.unwrap();
+    assert!(!waits_for_sync, "the tables are copied");
+    migration.begin().unwrap();
+    migration.finish().unwrap();
+    assert_eq!(Pins::all_versions(&ground.pin_root).unwrap(), [ground.pins()], "the old maps are gone");
+    assert_eq!(addresses(&ground.pins()).get(&7, 0).unwrap(), 4);
+    assert!(ground.load(&more_flows).migration.is_none());
 }
 
 #[test]

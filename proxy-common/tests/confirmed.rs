@@ -163,3 +163,23 @@ fn hairpin_connections_give_their_ports_back() {
         }
     }
 }
+
+/// While the tables move to another layout, what is not in them may be in those that are not read.
+#[test]
+fn a_miss_drops_while_the_tables_move() {
+    let (mut remote, seen) = Remote::established();
+    remote.node.migrating = true;
+    assert_eq!(remote.send(remote.call, TCP_ACK), Ok(seen), "what is known goes on");
+    let unknown = Tuple { src_port: 40001, ..remote.call };
+    for flags in [TCP_SYN, TCP_ACK, TCP_FIN | TCP_ACK] {
+        let (verdict, _) = remote.node.decide(true, &OUTSIDE, &segment(unknown, flags));
+        assert_eq!((verdict.action, verdict.reason), (Action::Drop, Reason::Migrating));
+    }
+    // The node's own ports are no affair of ours.
+    let ssh = Tuple { dst_port: 22, ..unknown };
+    for flags in [TCP_SYN, TCP_ACK] {
+        assert_eq!(remote.node.decide(true, &OUTSIDE, &segment(ssh, flags)).0.action, Action::Pass);
+    }
+    remote.node.migrating = false;
+    assert_eq!(remote.send(unknown, TCP_SYN).map(|seen| seen.dst), Ok(V4::remote_pod(20)));
+}

@@ -135,6 +135,14 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     }
 
     #[inline(always)]
+    fn is_migrating(&self, now_s: u32) -> bool {
+        match SWITCHES.get(0) {
+            Some(switches) => now_s < switches.migrating_until_s,
+            None => false,
+        }
+    }
+
+    #[inline(always)]
     fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
         // SAFETY: copied at once. The agent never gives a service-port's element another meaning before its key is gone.
         unsafe { F::services().get(key) }.copied()

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::IsTerminal,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
@@ -23,6 +23,8 @@ const PROFILE: &str = "ebpf";
 const BINARY: &str = "weir-ebpf";
 /// What only `cargo xtask bench packet` loads.
 const BENCH_BINARY: &str = "weir-ebpf-bench";
+/// Another layout of the tables, for tests of the upgrade.
+const NEXT: &str = "abi-next";
 
 /// The command: builds, and fails on warnings if asked to.
 pub(crate) fn run(choice: Option<Choice>, deny_warnings: bool) -> Result<ExitCode> {
@@ -38,13 +40,25 @@ pub(crate) fn run(choice: Option<Choice>, deny_warnings: bool) -> Result<ExitCod
 pub(crate) fn build(choice: Choice) -> Result<usize> {
     let toolchain = toolchain::find(choice).context("run `cargo xtask setup` to install what is missing")?;
     println!("build-ebpf: {toolchain}");
-    let target_dir = workspace::root().join("target/ebpf-build");
-    let warnings = compile(&toolchain, &target_dir)?;
+    let target_dir = target_dir();
+    let warnings = compile(&toolchain, &target_dir, &["--bin", BINARY, "--bin", BENCH_BINARY])?;
 
     let built = target_dir.join(TARGET).join(PROFILE);
     publish(&built.join(BINARY), &workspace::kernel_object())?;
     publish(&built.join(BENCH_BINARY), &workspace::bench_object())?;
     Ok(warnings)
+}
+
+/// Builds the object of the layout that tests upgrade to. What both have in common is compiled once.
+pub(crate) fn build_next(choice: Choice) -> Result<()> {
+    let toolchain = toolchain::find(choice).context("run `cargo xtask setup` to install what is missing")?;
+    let target_dir = target_dir();
+    compile(&toolchain, &target_dir, &["--bin", BINARY, "--features", NEXT])?;
+    publish(&target_dir.join(TARGET).join(PROFILE).join(BINARY), &workspace::next_object())
+}
+
+fn target_dir() -> PathBuf {
+    workspace::root().join("target/ebpf-build")
 }
 
 /// Puts a checked object where it is looked for.
@@ -63,23 +77,13 @@ fn publish(built: &Path, destination: &Path) -> Result<()> {
 
 /// Runs cargo with JSON messages: it repeats the warnings of crates that are up to date, so that a
 /// second run counts them again.
-fn compile(toolchain: &Toolchain, target_dir: &Path) -> Result<usize> {
+fn compile(toolchain: &Toolchain, target_dir: &Path, what: &[&str]) -> Result<usize> {
     let format = if std::io::stderr().is_terminal() { "json-diagnostic-rendered-ansi" } else { "json" };
     let mut command = toolchain::rust_command(&toolchain.compiler.cargo);
     command
         .current_dir(workspace::root())
-        .args([
-            "build",
-            "--package",
-            "proxy-ebpf",
-            "--bin",
-            BINARY,
-            "--bin",
-            BENCH_BINARY,
-            "--locked",
-            "--profile",
-            PROFILE,
-        ])
+        .args(["build", "--package", "proxy-ebpf", "--locked", "--profile", PROFILE])
+        .args(what)
         .args(["-Zbuild-std=core", "--target", TARGET, "--message-format", format])
         .env("RUSTC", &toolchain.compiler.rustc)
         // The library is built from source, which stable compilers allow only this way.

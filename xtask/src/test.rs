@@ -2,6 +2,7 @@
 //! A failed stage does not hide the results of the later ones; only a failed build ends the run.
 
 use std::{
+    fs,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -110,12 +111,30 @@ fn prepare(ledger: &mut Ledger, root: Root) -> bool {
         ensure!(warnings == 0, "{warnings} warnings in the kernel programs");
         Ok(None)
     });
+    if root != Root::None {
+        ledger.stage("build-next", || build_next().map(|()| None));
+    }
     built
         && ledger.stage("build", || {
-            let packages = ["--package", "proxy-agent", "--package", "proxy-rig"];
             let mut command = workspace::cargo();
-            run::run(command.args(["build", "--locked", "--bins"]).args(packages)).map(|()| None)
+            run::run(command.args(["build", "--locked", "--bins"]).args(PACKAGES)).map(|()| None)
         })
+}
+
+const PACKAGES: [&str; 4] = ["--package", "proxy-agent", "--package", "proxy-rig"];
+
+/// The agent once more, with tables of another layout, as `weir-next` beside `weir`: what tests upgrade to. The rig is named, so that
+/// what both depend on is compiled once. `weir` is put back by the build that follows.
+fn build_next() -> Result<()> {
+    build_ebpf::build_next(Choice::of_environment()?)?;
+    let mut command = workspace::cargo();
+    command.args(["build", "--locked", "--bin", "weir", "--features", "proxy-agent/abi-next"]).args(PACKAGES);
+    run::run(command.env("WEIR_EBPF_OBJECT", workspace::next_object()))?;
+    let (built, next) = (workspace::binary("debug", "weir")?, workspace::binary("debug", "weir-next")?);
+    // Not over a file that an agent may still run from.
+    let _ = fs::remove_file(&next);
+    fs::copy(&built, &next).with_context(|| format!("copying {} to {}", built.display(), next.display()))?;
+    Ok(())
 }
 
 /// Runs one stage. Its failure does not hide what the later stages find.

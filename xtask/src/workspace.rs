@@ -22,6 +22,11 @@ pub(crate) fn kernel_object() -> PathBuf {
     root().join("target/ebpf/weir.o")
 }
 
+/// The kernel object of the layout that tests upgrade to. Not beside the other: the agent's build watches that directory.
+pub(crate) fn next_object() -> PathBuf {
+    root().join("target/ebpf-next/weir.o")
+}
+
 /// The programs that only `cargo xtask bench packet` loads. The rig looks for them here.
 pub(crate) fn bench_object() -> PathBuf {
     root().join("target/ebpf/bench.o")

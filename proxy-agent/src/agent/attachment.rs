@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    loader::{Attacher, ConnectHooks, LoaderError},
+    loader::{Attacher, ConnectHooks, LoaderError, Migration},
     node::NodeView,
     takeover::Adoption,
 };
@@ -19,9 +19,11 @@ pub(super) struct Attachment {
     attacher: Attacher,
     connect_hooks: ConnectHooks,
     cgroup: PathBuf,
-    /// Tables were made anew: programs of an earlier agent, if any, work on the old ones until the new ones are filled. Where
-    /// there are none, another proxy may serve the Services, which an empty table must not take from it.
+    /// Programs of an earlier agent, if any, work on tables of another layout until these are filled. Where there are none,
+    /// another proxy may serve the Services, which an empty table must not take from it.
     waits_for_sync: bool,
+    /// The way from the tables of another layout, until the programs are replaced.
+    migration: Option<Migration>,
     /// On a node where Weir was not before: what is done just before and just after the programs come.
     adoption: Option<Adoption>,
     started: bool,
@@ -31,23 +33,26 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    pub(super) fn new(
-        attacher: Attacher,
-        connect_hooks: ConnectHooks,
-        cgroup: PathBuf,
-        replaced: bool,
-        adoption: Adoption,
-    ) -> Self {
+    pub(super) fn new(attacher: Attacher, connect_hooks: ConnectHooks, cgroup: PathBuf, adoption: Adoption) -> Self {
         let is_new = !attacher.is_attached();
         Self {
             attacher,
             connect_hooks,
             cgroup,
-            waits_for_sync: replaced || is_new,
+            waits_for_sync: is_new,
+            migration: None,
             adoption: is_new.then_some(adoption),
             started: false,
             retry_at: None,
             known: Vec::new(),
+        }
+    }
+
+    /// What an earlier agent left has another layout; its programs are to be replaced.
+    pub(super) fn with_migration(self, migration: Option<Migration>, waits_for_sync: bool) -> Self {
+        match migration {
+            Some(migration) => Self { migration: Some(migration), waits_for_sync, adoption: None, ..self },
+            None => self,
         }
     }
 
@@ -65,17 +70,20 @@ impl Attachment {
         gone.iter().for_each(|index| self.attacher.forget_interface(*index));
     }
 
-    /// Attaches to what is new and forgets what is gone. Never fails as a whole.
+    /// Attaches to what is new and forgets what is gone. Never fails as a whole. `view` must have heard of the node's
+    /// interfaces: those that it does not know are taken for gone.
     pub(super) fn update(&mut self, view: &NodeView, now: Instant) {
         if self.waits_for_sync {
             return;
         }
+        let began = self.migration.as_mut().map(Migration::begin);
         let name = |index: u32| view.net().link(index).map(|link| link.name.clone()).unwrap_or_default();
         let indexes = view.roles().keys().copied().chain(view.loopback().map(|link| link.index));
         let wanted: BTreeMap<u32, String> = indexes.map(|index| (index, name(index))).collect();
         let adoption = self.adoption.take();
         adopt(adoption.as_ref());
-        let mut errors = self.attacher.sync_interfaces(&wanted);
+        let mut errors: Vec<LoaderError> = began.and_then(Result::err).into_iter().collect();
+        errors.extend(self.attacher.sync_interfaces(&wanted));
         // Those that came meanwhile.
         adopt(adoption.as_ref());
         if !self.started {
@@ -83,6 +91,9 @@ impl Attachment {
                 Ok(()) => self.started = true,
                 Err(error) => errors.push(error),
             }
+        }
+        if let Err(error) = self.end_migration(errors.is_empty()) {
+            errors.push(error);
         }
         self.retry_at = (!errors.is_empty()).then(|| now + RETRY);
         self.log(errors);
@@ -98,6 +109,18 @@ impl Attachment {
                 tracing::info!(cgroup = %self.cgroup.display(), hooks = ?self.connect_hooks, "connect hooks attached");
                 Ok(())
             }
+        }
+    }
+
+    fn end_migration(&mut self, complete: bool) -> Result<(), LoaderError> {
+        match self.migration.take() {
+            Some(migration) if complete || migration.is_overdue() => migration.finish(),
+            Some(migration) => {
+                migration.pause();
+                self.migration = Some(migration);
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 

@@ -136,10 +136,10 @@ fn load(config: &AgentConfig, object: &[u8], metrics: Metrics) -> anyhow::Result
     let settings =
         Settings { external_ranges: config.external_ranges.clone(), service_cidrs: config.service_cidrs.clone() };
     let state = State::new(&config.node_name, view, reconciler, settings, metrics);
-    let replaced = !loaded.replaced.is_empty();
     let adoption = Adoption { pin_dir: pins.dir().to_owned(), ports: config.snat_ports };
     let attacher = Attacher::new(loaded.ebpf, pins, config.placement);
-    Ok((Attachment::new(attacher, config.connect_hooks, cgroup, replaced, adoption), state))
+    let attachment = Attachment::new(attacher, config.connect_hooks, cgroup, adoption);
+    Ok((attachment.with_migration(loaded.migration, loaded.waits_for_sync), state))
 }
 
 struct Loop {
@@ -194,7 +194,7 @@ impl Loop {
             let now = Instant::now();
             self.state.sync_node(now);
             self.attachment.forget(&self.state.take_gone());
-            self.attachment.update(&self.state.view, now);
+            self.attach(now);
             self.expect_sync(now);
         }
     }
@@ -228,13 +228,20 @@ impl Loop {
             self.tell_health();
         }
         if self.attachment.retry_at().is_some_and(|at| at <= now) {
-            self.attachment.update(&self.state.view, now);
+            self.attach(now);
         }
         if self.loads.is_due(now) {
             self.loads.correct(self.state.counted());
         }
         if self.retired.is_due(now) {
             self.retired.look(self.state.retired_addresses(), now);
+        }
+    }
+
+    /// Not before the node's interfaces are known: a source may list faster.
+    fn attach(&mut self, now: Instant) {
+        if self.state.is_node_listed() {
+            self.attachment.update(&self.state.view, now);
         }
     }
 
@@ -258,7 +265,7 @@ impl Loop {
         if synced.first {
             self.attachment.tables_ready();
         }
-        self.attachment.update(&self.state.view, start);
+        self.attach(start);
         if synced.first {
             let (services, backends) = (self.state.service_count(), self.state.backend_count());
             let start_ms = self.started.elapsed().as_millis();

@@ -96,6 +96,11 @@ impl<D: Dataplane> State<D> {
         self.events = events;
     }
 
+    /// The node's interfaces were listed.
+    pub(super) fn is_node_listed(&self) -> bool {
+        self.node_seen
+    }
+
     pub(super) fn service_count(&self) -> usize {
         self.snapshot.services().len()
     }

@@ -23,6 +23,28 @@ pub struct Removed {
 pub fn cleanup(pin_root: &Path) -> Result<Removed, LoaderError> {
     let mut removed = Removed::default();
     let mut first_error = None;
+    let mut note = |result: Result<(), LoaderError>| {
+        if let Err(error) = result {
+            first_error.get_or_insert(error);
+        }
+    };
+    for pins in Pins::all_versions(pin_root).map_err(pin_error("list", pin_root))? {
+        note(remove_pins(&pins, &mut removed));
+    }
+    if let Err(error) = fs::remove_dir(pin_root) {
+        // Something that is not ours lies in it.
+        tracing::warn!(path = %pin_root.display(), %error, "the pin root stays");
+    }
+    first_error.map_or(Ok(removed), Err)
+}
+
+/// After a move to another layout: what is left of the old one.
+pub(super) fn remove_version(pins: &Pins) -> Result<(), LoaderError> {
+    remove_pins(pins, &mut Removed::default())
+}
+
+fn remove_pins(pins: &Pins, removed: &mut Removed) -> Result<(), LoaderError> {
+    let mut first_error = None;
     let mut note = |result: Result<(), LoaderError>| match result {
         Ok(()) => true,
         Err(error) => {
@@ -30,25 +52,19 @@ pub fn cleanup(pin_root: &Path) -> Result<Removed, LoaderError> {
             false
         }
     };
-    for pins in Pins::all_versions(pin_root).map_err(pin_error("list", pin_root))? {
-        for result in remove_attachments(&pins)? {
-            removed.attachments += usize::from(note(result));
-        }
-        note(node::ports::give_back(pins.dir()).map_err(pin_error("give back the ports remembered in", pins.dir())));
-        for path in files(pins.dir())? {
-            removed.maps += usize::from(note(fs::remove_file(&path).map_err(pin_error("unpin", path))));
-        }
-        for directory in [pins.links(), pins.dir().to_owned()] {
-            if directory.exists() {
-                note(fs::remove_dir(&directory).map_err(pin_error("remove", directory)));
-            }
-        }
+    for result in remove_attachments(pins)? {
+        removed.attachments += usize::from(note(result));
     }
-    if let Err(error) = fs::remove_dir(pin_root) {
-        // Something that is not ours lies in it.
-        tracing::warn!(path = %pin_root.display(), %error, "the pin root stays");
+    note(node::ports::give_back(pins.dir()).map_err(pin_error("give back the ports remembered in", pins.dir())));
+    for path in files(pins.dir())? {
+        removed.maps += usize::from(note(fs::remove_file(&path).map_err(pin_error("unpin", path))));
     }
-    first_error.map_or(Ok(removed), Err)
+    if pins.links().exists() {
+        note(fs::remove_dir(pins.links()).map_err(pin_error("remove", pins.links())));
+    }
+    note(pins.mark_complete().map_err(pin_error("unmark", pins.dir())));
+    note(fs::remove_dir(pins.dir()).map_err(pin_error("remove", pins.dir())));
+    first_error.map_or(Ok(()), Err)
 }
 
 fn remove_attachments(pins: &Pins) -> Result<Vec<Result<(), LoaderError>>, LoaderError> {

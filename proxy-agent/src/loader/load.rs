@@ -1,6 +1,6 @@
-//! Maps and programs into the kernel. Maps that are pinned already are taken over if they still fit.
+//! Maps and programs into the kernel. Maps that are pinned already are taken over if they still fit, else copied.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::Program};
 use proxy_common::abi::{self, Config, names};
@@ -8,33 +8,21 @@ use proxy_common::abi::{self, Config, names};
 use super::{
     Capacities, ConnectHooks, LoaderError,
     hooks::{CGROUP_HOOKS, TC_HOOKS},
+    migrate::{Migration, Prepared},
     pin_error,
     pins::Pins,
 };
 use crate::fault::{self, FaultPoint};
 
-/// Maps that refer to each other by index: if one of them has to be made anew, all of them are.
-const TABLES: [&str; 11] = [
-    names::ADDRS_V4,
-    names::ADDRS_V6,
-    names::SERVICES_V4,
-    names::SERVICES_V6,
-    names::SETS,
-    names::RINGS,
-    names::BACKENDS_V4,
-    names::BACKENDS_V6,
-    names::SRC_RANGES_V4,
-    names::SRC_RANGES_V6,
-    names::PORT_NAMES,
-];
-
 /// The object in the kernel, its programs not yet attached by this process.
 #[derive(Debug)]
 pub struct Loaded {
     pub ebpf: Ebpf,
-    /// Maps that were pinned but did not fit and were made anew, hence are empty. Programs of an earlier run still use the
-    /// old ones, so they are better replaced only when these are filled.
-    pub replaced: Vec<&'static str>,
+    /// What is pinned had another layout, and its programs are still at work.
+    pub migration: Option<Migration>,
+    /// The tables that the agent writes are empty although programs of an earlier run are at work: these are better replaced
+    /// only when the tables are filled.
+    pub waits_for_sync: bool,
 }
 
 /// What is fixed at load. The seed is a digest of the node's name: selection stays the same over restarts, and differs
@@ -56,8 +44,13 @@ pub fn config_for(node: &str, netns_cookie: u64, connect: ConnectHooks, masquera
 /// that runs is touched.
 pub fn load(object: &[u8], pins: &Pins, config: &Config, capacities: &Capacities) -> Result<Loaded, LoaderError> {
     pins.create().map_err(pin_error("create", pins.links()))?;
-    let replaced = remove_unfit(object, pins, capacities)?;
+    set_unfit_aside(object, pins, capacities)?;
     fault::reach(FaultPoint::UnfitMoved);
+    let others = pins.others().map_err(pin_error("list", pins.root()))?;
+    let is_ready = pins.is_ready();
+    if !others.is_empty() && !is_ready {
+        pins.mark_incomplete().map_err(pin_error("mark as incomplete", pins.dir()))?;
+    }
     let mut loader = EbpfLoader::new();
     loader.override_global("CONFIG", config, true);
     for name in names::PINNED {
@@ -70,7 +63,11 @@ pub fn load(object: &[u8], pins: &Pins, config: &Config, capacities: &Capacities
     fault::reach(FaultPoint::MapsMade);
     load_programs(&mut ebpf)?;
     fault::reach(FaultPoint::ProgramsLoaded);
-    Ok(Loaded { ebpf, replaced })
+    if others.is_empty() {
+        return Ok(Loaded { ebpf, migration: None, waits_for_sync: false });
+    }
+    let Prepared { migration, tables_copied } = Migration::prepare(pins, others, is_ready)?;
+    Ok(Loaded { ebpf, migration: Some(migration), waits_for_sync: !tables_copied })
 }
 
 /// Loads everything with small tables, pins nothing and lets go of it again: whether this kernel takes the programs. Returns how
@@ -102,10 +99,11 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoaderError> {
     Ok(())
 }
 
-/// aya takes any pinned map of the right name; this unpins those whose shape is another than the object's.
-fn remove_unfit(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<Vec<&'static str>, LoaderError> {
+/// aya takes any pinned map of the right name. If one has another shape than the object's (capacities were changed), all of them
+/// go aside and are copied: tables refer to each other by index.
+fn set_unfit_aside(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<(), LoaderError> {
     let object = aya_obj::Object::parse(object)?;
-    let mut unfit = Vec::new();
+    let mut is_unfit = false;
     for name in names::PINNED {
         let wanted = object.maps.get(name).ok_or(LoaderError::NoMap(name))?;
         let entries = capacities.of(name).unwrap_or(wanted.max_entries());
@@ -113,26 +111,20 @@ fn remove_unfit(object: &[u8], pins: &Pins, capacities: &Capacities) -> Result<V
         if let Some(found) = Shape::of_pin(&pins.map(name))
             && found != wanted
         {
-            tracing::warn!(
+            tracing::info!(
                 map = name,
                 ?found,
                 ?wanted,
-                "the pinned map does not fit; it is made anew and loses its entries"
+                "the pinned map does not fit; all maps are made anew and copied"
             );
-            unfit.push(name);
+            is_unfit = true;
         }
     }
-    if unfit.iter().any(|name| TABLES.contains(name)) {
-        let together = TABLES.into_iter().filter(|name| !unfit.contains(name) && pins.map(name).exists());
-        let together: Vec<_> = together.collect();
-        tracing::warn!(maps = ?together, "made anew together with the map that they refer to or are referred from");
-        unfit.extend(together);
+    if is_unfit {
+        pins.set_aside().map_err(pin_error("set aside", pins.dir()))?;
+        pins.create().map_err(pin_error("create", pins.links()))?;
     }
-    for name in &unfit {
-        let path = pins.map(name);
-        fs::remove_file(&path).map_err(pin_error("unpin", path))?;
-    }
-    Ok(unfit)
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,10 +167,5 @@ mod tests {
         assert!(config.has(abi::CONFIG_CONNECT_HOST) && !config.has(abi::CONFIG_CONNECT_PODS));
         assert!(config.has(abi::CONFIG_MASQUERADE_ALL));
         assert_ne!(config.seed, config_for("node-b", 7, ConnectHooks::Host, true).seed);
-    }
-
-    #[test]
-    fn tables_are_pinned_maps() {
-        assert!(TABLES.iter().all(|name| names::PINNED.contains(name)));
     }
 }

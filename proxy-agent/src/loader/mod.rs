@@ -9,6 +9,7 @@ mod cleanup;
 mod clsact;
 mod hooks;
 mod load;
+mod migrate;
 mod pins;
 pub mod sys;
 
@@ -18,6 +19,7 @@ pub use cleanup::{Removed, cleanup};
 pub use clsact::{CLSACT_MARK, TcBackend};
 pub use hooks::{CGROUP_HOOKS, ConnectHooks, Hook, TC_HOOKS};
 pub use load::{Loaded, config_for, load, try_load};
+pub use migrate::Migration;
 pub use pins::{DEFAULT_PIN_ROOT, Pins, WriterLock};
 
 use std::{io, path::PathBuf};

@@ -1,5 +1,6 @@
 //! Where everything that outlives the agent is pinned: `<pin-root>/v<ABI_VERSION>/MAP` and `.../links/PROGRAM[-IFINDEX]`.
-//! The BPF file system allows no dots in names.
+//! `v<ABI_VERSION>-previous` are tables of other capacities, while they are copied; the directory `incomplete` in one of them
+//! says that another one counts. The BPF file system allows no dots in names.
 
 use std::{
     fs::{self, File},
@@ -9,9 +10,11 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
-use proxy_common::abi::ABI_VERSION;
+use proxy_common::abi::{ABI_VERSION, names};
 
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/weir";
+const INCOMPLETE: &str = "incomplete";
+const PREVIOUS: &str = "previous";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
@@ -35,6 +38,7 @@ impl Pins {
             let entry = entry?;
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+            let number = number.map(|number| number.split('-').next().unwrap_or_default());
             if number.is_some_and(|number| number.parse::<u32>().is_ok()) && entry.file_type()?.is_dir() {
                 found.push(Self { root: root.to_owned(), dir: entry.path() });
             }
@@ -65,6 +69,40 @@ impl Pins {
 
     pub fn create(&self) -> io::Result<()> {
         fs::create_dir_all(self.links())
+    }
+
+    /// Other versions, and own tables that were set aside.
+    pub(super) fn others(&self) -> io::Result<Vec<Self>> {
+        let mut others = Self::all_versions(&self.root)?;
+        others.retain(|other| other != self);
+        Ok(others)
+    }
+
+    /// Renames the directory: its maps do not fit, and are to be copied.
+    pub(super) fn set_aside(&self) -> io::Result<()> {
+        let name = |number: u32| self.root.join(format!("v{ABI_VERSION}-{PREVIOUS}{number}"));
+        let free = (1..).map(name).find(|path| !path.exists());
+        fs::rename(&self.dir, free.expect("invariant: there are more numbers than directories"))
+    }
+
+    /// Whether what is pinned here is what counts.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.is_incomplete() && self.map(names::SWITCHES).exists()
+    }
+
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.dir.join(INCOMPLETE).exists()
+    }
+
+    pub(super) fn mark_incomplete(&self) -> io::Result<()> {
+        fs::create_dir_all(self.dir.join(INCOMPLETE))
+    }
+
+    pub(super) fn mark_complete(&self) -> io::Result<()> {
+        match fs::remove_dir(self.dir.join(INCOMPLETE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -105,13 +143,31 @@ mod tests {
     #[test]
     fn versions_and_paths() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["v1", "v12", "other", "vx"] {
+        for name in ["v1", "v12", "other", "vx", "v1-previous1"] {
             fs::create_dir(root.path().join(name)).unwrap();
         }
         let dirs: Vec<_> = Pins::all_versions(root.path()).unwrap().into_iter().map(|pins| pins.dir).collect();
-        assert_eq!(dirs, [root.path().join("v1"), root.path().join("v12")]);
+        assert_eq!(dirs, ["v1", "v1-previous1", "v12"].map(|name| root.path().join(name)));
         let pins = Pins::new("/x");
         assert_eq!(pins.link("connect4"), Path::new(&format!("/x/v{ABI_VERSION}/links/connect4")));
+    }
+
+    #[test]
+    fn what_counts_and_what_is_set_aside() {
+        let root = tempfile::tempdir().unwrap();
+        let pins = Pins::new(root.path());
+        pins.create().unwrap();
+        assert!(!pins.is_ready(), "no map yet");
+        fs::write(pins.map(names::SWITCHES), "").unwrap();
+        assert!(pins.is_ready() && pins.others().unwrap().is_empty());
+        pins.mark_incomplete().unwrap();
+        assert!(!pins.is_ready());
+        pins.mark_complete().unwrap();
+        for number in 1..=2 {
+            pins.set_aside().unwrap();
+            assert!(!pins.is_ready() && pins.others().unwrap().len() == number);
+            pins.create().unwrap();
+        }
     }
 
     #[test]

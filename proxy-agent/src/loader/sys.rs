@@ -161,6 +161,76 @@ pub fn link_facts(link: BorrowedFd<'_>) -> io::Result<LinkFacts> {
     Ok(LinkFacts { id: info.id, program: info.prog_id, target })
 }
 
+/// What the kernel says of an object; `T` is the structure of its kind.
+pub(super) fn obj_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr = empty();
+    attr.info.bpf_fd = raw(fd);
+    attr.info.info_len = size_of::<T>() as u32;
+    attr.info.info = std::ptr::from_mut(info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+pub(super) fn btf_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
+    bpf_fd(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr)
+}
+
+/// Looks up, updates or deletes one element of a map; the caller's slices have the sizes of the map's keys and values.
+pub(super) fn map_element(
+    cmd: bpf_cmd,
+    map: BorrowedFd<'_>,
+    key: &[u8],
+    value: Option<&mut [u8]>,
+    flags: u64,
+) -> io::Result<()> {
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = key.as_ptr() as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.map_or(0, |value| value.as_mut_ptr() as u64);
+    attr.__bindgen_anon_2.flags = flags;
+    bpf(cmd, &mut attr).map(drop)
+}
+
+/// The key behind `key`, or the first one. False if there is none.
+pub(super) fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = key.map_or(0, |key| key.as_ptr() as u64);
+    attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+    match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads up to `room` elements from where an earlier call ended (`next` says where this one did): how many, and whether there are more.
+pub(super) fn map_batch(
+    map: BorrowedFd<'_>,
+    start: Option<&[u8]>,
+    next: &mut [u8],
+    keys: &mut [u8],
+    values: &mut [u8],
+    room: usize,
+) -> io::Result<(usize, bool)> {
+    let mut attr = empty();
+    attr.batch.map_fd = raw(map);
+    attr.batch.in_batch = start.map_or(0, |start| start.as_ptr() as u64);
+    attr.batch.out_batch = next.as_mut_ptr() as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = room as u32;
+    let more = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => true,
+        // The last ones.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the kernel wrote the count, an integer.
+    Ok((unsafe { attr.batch.count } as usize, more))
+}
+
 /// The tcx chain of an interface of the own network namespace, in the order of execution.
 pub fn tcx_chain(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<ChainEntry>> {
     // BPF_MPROG_MAX.
@@ -182,6 +252,21 @@ pub fn tcx_chain(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<ChainEnt
     let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
     let entries = programs.iter().zip(links).take(count);
     Ok(entries.map(|(program, link)| ChainEntry { program: *program, link }).collect())
+}
+
+/// The programs that are attached to a cgroup itself, by their ids.
+pub fn cgroup_programs(cgroup: &impl AsFd, hook: bpf_attach_type) -> io::Result<Vec<u32>> {
+    const MAX: usize = 64;
+    let mut programs = [0_u32; MAX];
+    let mut attr = empty();
+    attr.query.__bindgen_anon_1.target_fd = raw(cgroup.as_fd());
+    attr.query.attach_type = hook as u32;
+    attr.query.prog_ids = programs.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = MAX as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel wrote the count, an integer.
+    let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
+    Ok(programs[..count.min(MAX)].to_vec())
 }
 
 /// The id that links to this cgroup report: the inode number of its directory.

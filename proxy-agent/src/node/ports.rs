@@ -55,6 +55,16 @@ pub fn give_back(pins: &Path) -> io::Result<()> {
     give_back_in(Path::new(SYSCTLS), pins)
 }
 
+/// What was remembered in one directory is from now on in another.
+pub fn take_over(from: &Path, to: &Path) -> io::Result<()> {
+    for (path, _) in remembered(from)? {
+        let Some(name) = path.file_name() else { continue };
+        let target = to.join(name);
+        if target.exists() { fs::remove_dir(&path)? } else { fs::rename(&path, target)? }
+    }
+    Ok(())
+}
+
 fn reserve_in(sysctls: &Path, pins: &Path, range: PortRange) -> io::Result<()> {
     give_back_in(sysctls, pins)?;
     let used = fs::read_to_string(sysctls.join("ip_local_port_range"))?;

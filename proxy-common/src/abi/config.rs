@@ -91,8 +91,9 @@ pub struct Switches {
     /// How many of each are used.
     pub service_cidrs_v4_len: u32,
     pub service_cidrs_v6_len: u32,
-    /// Reserved for a move of the tables to another layout. Always 0; no program reads it.
-    pub migrating: u32,
+    /// The tables move to another layout until this second since boot: what no table knows is dropped, for the other layout's
+    /// may. A moment and no mark, so that an agent that dies meanwhile stops nobody for long. 0 or past: no move.
+    pub migrating_until_s: u32,
     pub socket_ending: SocketEnding,
 }
 
@@ -102,7 +103,7 @@ impl Switches {
         service_cidrs_v6: [Cidr::NONE; MAX_SERVICE_CIDRS],
         service_cidrs_v4_len: 0,
         service_cidrs_v6_len: 0,
-        migrating: 0,
+        migrating_until_s: 0,
         socket_ending: SocketEnding::Unknown,
     };
 }

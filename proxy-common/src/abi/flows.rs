@@ -20,7 +20,8 @@ pub struct FlowKey<F: Family> {
     pub zero: [u8; 3],
 }
 
-#[repr(u8)]
+#[cfg_attr(not(feature = "abi-next"), repr(u8))]
+#[cfg_attr(feature = "abi-next", repr(u16))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FlowKind {
     None = 0,
@@ -80,12 +81,16 @@ pub struct Flow<F: Family> {
     pub last_seen_s: u32,
     /// When the other half was last looked after.
     pub healed_s: u32,
+    /// When the flow began; [`Self::EMPTY`] has what is taken over from a layout that does not know it.
+    #[cfg(feature = "abi-next")]
+    pub opened_s: u32,
     /// [`FlowKey::check`] of the key: an LRU element may be reused between look-up and read.
     pub check: u32,
     pub kind: FlowKind,
     pub state: FlowState,
     /// Bits `FLOW_*`.
     pub flags: u8,
+    #[cfg(not(feature = "abi-next"))]
     pub zero: u8,
 }
 
@@ -177,19 +182,19 @@ impl<F: Family> Flow<F> {
         ifindex: 0,
         last_seen_s: 0,
         healed_s: 0,
+        #[cfg(feature = "abi-next")]
+        opened_s: u32::MAX,
         check: 0,
         kind: FlowKind::None,
         state: FlowState::None,
         flags: 0,
+        #[cfg(not(feature = "abi-next"))]
         zero: 0,
     };
 }
 
-map_types!(
-    FlowKey<V4> = 16,
-    FlowKey<V6> = 40,
-    Flow<V4> = 52,
-    Flow<V6> = 88,
-    SnatEntry<V4> = 16,
-    SnatEntry<V6> = 28,
-);
+map_types!(FlowKey<V4> = 16, FlowKey<V6> = 40, SnatEntry<V4> = 16, SnatEntry<V6> = 28);
+#[cfg(not(feature = "abi-next"))]
+map_types!(Flow<V4> = 52, Flow<V6> = 88);
+#[cfg(feature = "abi-next")]
+map_types!(Flow<V4> = 56, Flow<V6> = 92);

@@ -42,7 +42,10 @@ pub use sets::{EmptySet, EndpointSet, RingSlot};
 pub use sockets::{SockDirection, SockKey, SockPeer};
 
 /// The layout of everything in this module. Part of the pin path.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 1 + NEXT;
+
+/// The build that tests upgrade to differs in `Flow`: a field more, one less, one wider.
+const NEXT: u32 = cfg!(feature = "abi-next") as u32;
 
 /// Map names, as given to the kernel (at most 15 characters) and as file names below the pin directory.
 pub mod names {

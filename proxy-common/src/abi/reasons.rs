@@ -92,6 +92,7 @@ reasons! {
     NotAnswerable = 73, "not-answerable", "Refused, but a packet that must not be answered by an ICMP error.";
     FragmentAlone = 74, "fragment-alone", "A later fragment to a Service, and no first one before it.";
     SctpFragment = 75, "sctp-fragment", "A first fragment of an SCTP packet whose ports would change.";
+    Migrating = 78, "migrating", "To a Service, but unknown while the tables move to another layout: a repetition is known.";
     // Connect time.
     SockTranslated = 80, "sock-translated", "Connect time: endpoint chosen.";
     SockSticky = 81, "sock-sticky", "Connect time: the endpoint that this socket already uses.";

@@ -48,6 +48,9 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     addr_flags: u32,
 ) -> Verdict {
     let Work { packet, key, flow, other, steered, client, chosen, .. } = work;
+    if is_unknown_for_now(tables, packet, addr_flags) {
+        return Verdict::drop(Reason::Migrating);
+    }
     let goes_on = packet.is_of_connection() && !packet.is_syn();
     if goes_on && !may_be_adopted(packet, addr_flags) {
         return Verdict::pass(Reason::NoFlow);
@@ -155,6 +158,16 @@ fn may_be_adopted<F: Family>(packet: &Packet<F>, addr_flags: u32) -> bool {
     packet.protocol == TCP
         && packet.tcp_flags & (TCP_SYN | TCP_RST) == 0
         && addr_flags & (ADDR_CLUSTER_IP | ADDR_EXTERNAL) != 0
+}
+
+/// True while the tables move to another layout, for packets to a Service: the flow may be in tables that are not read here. What
+/// the packet opens would be known to some of the programs only. A repetition finds out; it comes by itself.
+// A function of its own, for the sake of the stack. The Service is looked up once more, but only then.
+#[inline(never)]
+fn is_unknown_for_now<F: TranslatedFamily, T: Tables<F>>(tables: &T, packet: &Packet<F>, addr_flags: u32) -> bool {
+    let to = &packet.tuple;
+    tables.is_migrating(tables.now_s())
+        && lookup_service(tables, &to.dst, to.dst_port, packet.protocol, addr_flags).is_some()
 }
 
 /// An ICMP error, unless the packet has a source that must not get one.

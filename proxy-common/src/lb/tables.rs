@@ -34,6 +34,10 @@ pub trait Tables<F: Family> {
     /// Bits `ADDR_*`; 0 = unknown.
     fn address(&self, addr: &F::Addr) -> u32;
     fn in_service_cidr(&self, addr: &F::Addr) -> bool;
+    /// The tables move to another layout: a flow that is not in them may be in those that are not read.
+    fn is_migrating(&self, _now_s: u32) -> bool {
+        false
+    }
     fn service(&self, key: &ServiceKey<F>) -> Option<Service>;
     fn set(&self, index: u32) -> EndpointSet;
     fn ring(&self, index: u32) -> Option<RingSlot>;

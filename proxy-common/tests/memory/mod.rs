@@ -76,6 +76,7 @@ type Map<K, V> = RefCell<HashMap<K, V>>;
 pub(crate) struct Memory<F: Family> {
     pub(crate) config: Config,
     pub(crate) now_s: u32,
+    pub(crate) migrating: bool,
     pub(crate) addrs: HashMap<F::Addr, u32>,
     pub(crate) services: HashMap<ServiceKey<F>, Service>,
     pub(crate) sets: Vec<EndpointSet>,
@@ -109,6 +110,7 @@ impl<F: TestFamily> Memory<F> {
         let mut memory = Self {
             config: Config { seed: 7, ..Config::DEFAULT },
             now_s: 1000,
+            migrating: false,
             addrs: HashMap::from([(F::node(), ADDR_NODE | ADDR_NODEPORT)]),
             services: HashMap::new(),
             sets: vec![EndpointSet::empty(EmptySet::Refuse)],
@@ -193,6 +195,9 @@ impl<F: TestFamily> Tables<F> for Memory<F> {
     }
     fn in_service_cidr(&self, _addr: &F::Addr) -> bool {
         false
+    }
+    fn is_migrating(&self, _now_s: u32) -> bool {
+        self.migrating
     }
     fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
         self.services.get(key).copied()

@@ -10,6 +10,7 @@ mod kernel;
 mod layouts;
 mod model;
 mod netns;
+mod restarts;
 mod switching;
 mod tap;
 

@@ -9,7 +9,8 @@
 //! * `takeover` too, beside rules of kube-proxy's shape; those of iptables where its programs are installed.
 //! * `sctp` and `trunk` too; those of their tests that need SCTP sockets or VLAN devices are ignored where the kernel has none
 //!   (`cargo xtask vmtest` has).
-//! * modules `layouts` and `tap` beside this one: other layouts of nodes, and links that are TAP devices.
+//! * modules `layouts`, `tap` and `restarts` beside this one: other layouts of nodes, links that are TAP devices, and flows that
+//!   are held while the agents change. The last needs a second build of the agent, which `cargo xtask test` makes.
 
 mod check;
 mod churn;
@@ -88,6 +89,10 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
             let trial = trial(name, rules, move || plaza::runtime()?.block_on(test()));
             trials.push(trial.with_ignored_flag(!possible || !super::is_root()));
         }
+    }
+    for &(name, rules, test) in super::restarts::TESTS {
+        let trial = trial(name, rules, move || plaza::runtime()?.block_on(test()));
+        trials.push(trial.with_ignored_flag(!super::restarts::are_possible() || !super::is_root()));
     }
     for &(name, rules, test) in super::layouts::TESTS.iter().chain(super::tap::TESTS) {
         trials.push(trial(name, rules, move || plaza::runtime()?.block_on(test())));

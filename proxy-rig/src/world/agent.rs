@@ -38,7 +38,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub(super) fn start(node: &Node, program: &Path, args: &[&str]) -> Result<Self> {
+    pub(super) fn start(node: &Node, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let mut command = node.command(program)?;
         command
             .arg("agent")
@@ -47,7 +47,8 @@ impl Agent {
             .arg(node.cgroup_path())
             .arg("--pin-root")
             .arg(node.pin_dir())
-            .args(args);
+            .args(args)
+            .envs(env.iter().copied());
         Self::spawn(node, command)
     }
 

@@ -1,4 +1,4 @@
-//! Finds the two programs of the workspace that the rig starts as processes.
+//! Finds the programs of the workspace that the rig starts as processes.
 
 use std::{
     env,
@@ -10,6 +10,11 @@ use anyhow::{Context, Result, bail};
 /// The agent under test: `WEIR_BIN`, or `weir` beside this program.
 pub fn weir_binary() -> Result<PathBuf> {
     find("weir", "WEIR_BIN", "cargo build -p proxy-agent")
+}
+
+/// The agent with tables of another layout: `WEIR_NEXT_BIN`, or `weir-next` beside this program.
+pub fn weir_next_binary() -> Result<PathBuf> {
+    find("weir-next", "WEIR_NEXT_BIN", "cargo xtask test")
 }
 
 /// This rig's own program: `WEIR_RIG_BIN`, or `weir-rig` beside this program.

@@ -37,7 +37,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use actor::{Actor, Serve, Session};
 pub use agent::{Agent, is_ready_line};
-pub use binaries::{rig_binary, weir_binary};
+pub use binaries::{rig_binary, weir_binary, weir_next_binary};
 pub use host::Host;
 pub use layout::{Layout, PodLinks};
 pub use netns::in_netns;

@@ -183,7 +183,12 @@ impl Node {
 
     /// The same with another build of the agent.
     pub fn start_agent_from(&self, program: &Path, args: &[&str]) -> Result<Agent> {
-        Agent::start(self, program, args)
+        self.start_agent_with(program, args, &[])
+    }
+
+    /// The same with variables of its environment.
+    pub fn start_agent_with(&self, program: &Path, args: &[&str], env: &[(&str, &str)]) -> Result<Agent> {
+        Agent::start(self, program, args, env)
     }
 
     /// Runs another subcommand of `weir` on the node to its end, with the node's pin directory.
