@@ -62,7 +62,12 @@ pub(super) fn service(random: &mut StdRng, number: usize) -> Vec<Value> {
     });
     let mut status = json!({});
     decorate(random, &mut spec, &mut status);
-    let mut objects = vec![json!({"kind": "Service", "metadata": {"name": name}, "spec": spec, "status": status})];
+    let mut metadata = json!({"name": name});
+    if random.random_bool(0.6) {
+        let algorithm = one(random, &["random", "rr", "maglev", "maglev-5tuple", "lc", "sed", "best"]);
+        metadata["annotations"] = json!({"weir.dev/algorithm": algorithm});
+    }
+    let mut objects = vec![json!({"kind": "Service", "metadata": metadata, "spec": spec, "status": status})];
     for family in 0..2 {
         if random.random_bool(0.85) {
             objects.push(slice(random, &name, &ports, family == 1));
@@ -151,6 +156,7 @@ fn slice(random: &mut StdRng, service: &str, ports: &[Value], v6: bool) -> Value
         "metadata": {
             "name": format!("{service}-{}", if v6 { 6 } else { 4 }),
             "labels": {"kubernetes.io/service-name": service},
+            "annotations": {"weir.dev/weight": one(random, &["1", "", "3,10.244.1.10=1", "2,10.244.2.20=5", "10.244.1.11=0", "x"])},
         },
         "addressType": if v6 { "IPv6" } else { "IPv4" },
         "ports": ports,

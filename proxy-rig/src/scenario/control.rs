@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use proxy_agent::{
-    dataplane::{Actual, Dataplane},
+    dataplane::{Actual, Counted, Dataplane},
     desired::{Facts, build_desired, build_host_ports},
     model::{Event, NodeFacts, ServiceName, Snapshot},
     node::{NetChange, NodeView},
@@ -131,6 +131,10 @@ impl<D: Dataplane> Control<D> {
     /// What stands in the maps.
     pub(super) fn actual(&self) -> &Actual {
         self.reconciler.mirror().actual()
+    }
+
+    pub(super) fn counted(&self) -> Counted {
+        self.reconciler.mirror().counted()
     }
 
     fn update_node(&mut self) {

@@ -10,12 +10,12 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use proxy_agent::{
-    dataplane::{Actual, KernelMaps, frontends_in_use},
+    dataplane::{Actual, Counted, KernelMaps, frontends_in_use},
     loader::Capacities,
     model::Event,
 };
 use proxy_common::{
-    abi::{Action, Config, Flow, FlowKey, FragEntry, FragKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
+    abi::{Action, Config, Flow, FlowKey, FlowKind, FragEntry, FragKey, REASON_SLOTS, SnatEntry, VerdictRecord, names},
     net::{ETH_LEN, Family as _, IPV4_MIN_LEN, IPV6_LEN, V4, V6},
 };
 
@@ -38,7 +38,7 @@ const PIN_DIR: &str = "/sys/fs/bpf/weir-scenario";
 /// Entries per map of the agent; all of them are read after each step.
 const SMALL: u32 = 512;
 /// Room for some Maglev tables of scenarios slots.
-const RINGS: u32 = 4096;
+const RINGS: u32 = 32_768;
 /// Entries per LRU map: each CPU takes them in batches, and a scenario must not lose any.
 const LRU: u32 = 8192;
 /// Room for an ICMP error in front of a packet.
@@ -192,8 +192,25 @@ impl KernelMachine {
         Ok(flows)
     }
 
+    /// Where the maps are pinned.
+    pub(crate) fn pins(&self) -> &'static str {
+        PIN_DIR
+    }
+
+    /// Backends whose connections are counted.
+    pub(crate) fn counted(&self) -> Counted {
+        self.control.counted()
+    }
+
+    /// The backends of all open IPv4 flows.
+    pub(crate) fn forward_flows(&self) -> Result<Vec<u32>> {
+        let flows = self.read_flows::<V4>(&FLOW_MAPS_V4)?;
+        let new = flows.new_flows.borrow();
+        Ok(new.values().filter(|flow| flow.kind == FlowKind::Forward).map(|flow| flow.backend_id).collect())
+    }
+
     /// Those of the first `len` elements of an array that are not 0.
-    pub(super) fn read_used<V: Pod + Default + PartialEq>(&self, name: &str, len: usize) -> Result<BTreeMap<u32, V>> {
+    pub(crate) fn read_used<V: Pod + Default + PartialEq>(&self, name: &str, len: usize) -> Result<BTreeMap<u32, V>> {
         let array: Array<&MapData, V> = self.map(name)?.try_into()?;
         let mut used = BTreeMap::new();
         for index in 0..u32::try_from(len)? {

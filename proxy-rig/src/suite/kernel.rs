@@ -1,9 +1,10 @@
-//! Each scenario through the loaded kernel programs, beside the model; and sets that are switched while packets read them.
+//! Each scenario through the loaded kernel programs, beside the model; sets that are switched while packets read them; and what
+//! schedulers count.
 
 use anyhow::Result;
 use libtest_mimic::Trial;
 
-use super::{play_or_tell, root_trial, scenario_dir, switching};
+use super::{play_or_tell, root_trial, scenario_dir, schedulers, switching};
 use crate::scenario::{KernelMachine, Machine, ModelMachine, Scenario, SimulatedNode, in_private_netns};
 
 pub(super) fn tests() -> Result<Vec<Trial>> {
@@ -16,6 +17,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         })
         .collect();
     tests.extend(switching::tests());
+    tests.extend(schedulers::tests());
     Ok(tests)
 }
 

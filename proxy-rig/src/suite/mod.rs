@@ -11,6 +11,7 @@ mod layouts;
 mod model;
 mod netns;
 mod restarts;
+mod schedulers;
 mod switching;
 mod tap;
 

@@ -4,8 +4,8 @@
 //! * `plaza`: the world shared by tests that change nothing; `paths`, `sockets` and `fragments` use it. Two more of it, with
 //!   offloads on and off, run some of them again.
 //! * `check`: `weir check` and kube-proxy's configuration, on a node each.
-//! * `small`: a world of its own for each test of `flows`, `floods`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own` and
-//!   `churn`.
+//! * `small`: a world of its own for each test of `flows`, `floods`, `vanished`, `setup`, `fragments`, `icmp_errors`, `own`,
+//!   `schedulers` and `churn`.
 //! * `takeover` too, beside rules of kube-proxy's shape; those of iptables where its programs are installed.
 //! * `sctp` and `trunk` too; those of their tests that need SCTP sockets or VLAN devices are ignored where the kernel has none
 //!   (`cargo xtask vmtest` has).
@@ -22,6 +22,7 @@ mod objects;
 mod own;
 pub(super) mod paths;
 mod plaza;
+mod schedulers;
 mod sctp;
 pub(super) mod setup;
 pub(super) mod small;
@@ -70,6 +71,7 @@ pub(super) fn tests() -> Result<Vec<Trial>> {
         .chain(icmp_errors::OWN_TESTS)
         .chain(objects::TESTS)
         .chain(own::OWN_TESTS)
+        .chain(schedulers::OWN_TESTS)
         .chain(churn::TESTS)
         .chain(floods::OWN_TESTS)
     {
