@@ -27,16 +27,21 @@ use self::{
 use super::*;
 use crate::{
     dataplane::{Actual, Capacity, DataplaneError, FakeMaps, KernelMaps, MapOp},
-    reconcile::{Conflict, Dump, Options},
+    reconcile::{Conflict, Dump, MAGLEV_TABLE_SIZES, Options},
     sources::kubernetes::heard::{Heard, Read, Said},
 };
 
 /// Room for all that the few names can ask for, and little to read.
+/// Small Maglev tables: all their slots are written and compared.
+fn options() -> Options {
+    Options { maglev_table_size: *MAGLEV_TABLE_SIZES.start(), ..Options::default() }
+}
+
 const CAPACITY: Capacity = Capacity {
     addrs: 256,
     services: 512,
     sets: 1024,
-    rings: 1024,
+    rings: 16_384,
     backends: 256,
     src_ranges: 128,
     ifaces: 16,
@@ -104,7 +109,7 @@ impl<D: Dataplane> Run<D> {
     }
 
     fn start(&mut self, maps: D, world: &World) {
-        let reconciler = Reconciler::new(maps, Options::default(), self.now).expect("the maps are readable");
+        let reconciler = Reconciler::new(maps, options(), self.now).expect("the maps are readable");
         let mut state = State::new("node-a", view_of(), reconciler, Settings::default(), Metrics::default());
         state.on_net(NetChange::All(Box::new(world.net.clone())));
         self.state = Some(state);

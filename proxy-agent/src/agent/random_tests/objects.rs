@@ -43,6 +43,8 @@ const PORTS: [i32; 4] = [80, 443, 8080, 53];
 const BAD_PORTS: [i32; 3] = [0, -1, 70_000];
 const NODE_PORTS: [i32; 3] = [30_001, 30_002, 80];
 const PORT_NAMES: [&str; 5] = ["http", "http", "http", "dns", ""];
+const ALGORITHMS: [&str; 7] = ["random", "rr", "rr", "lc", "lc", "maglev", "fastest"];
+const WEIGHTS: [&str; 6] = ["", "1", "2", "0", "10.0.0.1=3,10.244.1.1=0", "x"];
 const ZONES: [&str; 2] = ["z1", "z2"];
 const RANGES: [&str; 7] =
     ["10.0.0.0/8", "192.0.2.0/24", "203.0.113.7/32", "0.0.0.0/0", "2001:db8::/32", "10.0.0.0/40", "none"];
@@ -137,6 +139,9 @@ fn service(random: &mut StdRng) -> Value {
     if once_in(random, 14) {
         metadata["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
     }
+    if once_in(random, 4) {
+        metadata["annotations"] = json!({"weir.dev/algorithm": one(random, &ALGORITHMS)});
+    }
     let number = random.random_range(1..4);
     let mut ips = vec![format!("10.96.0.{number}"), format!("fd00:96::{number}")];
     match random.random_range(0..16) {
@@ -215,7 +220,7 @@ fn slice(random: &mut StdRng) -> Value {
         |random| json!({"name": one(random, &PORT_NAMES), "port": port(random), "protocol": protocol(random)}),
     );
     json!({
-        "metadata": {"labels": labels},
+        "metadata": {"labels": labels, "annotations": {"weir.dev/weight": one(random, &WEIGHTS)}},
         "addressType": kind,
         "ports": ports,
         "endpoints": some(random, 3, |random| endpoint(random, pool)),
