@@ -100,6 +100,7 @@ fn service(number: u8, endpoints: u8) -> ServiceDesired {
                 weight: 1,
             })
             .collect(),
+        last_change: Default::default(),
     };
     let slices = [slice(Family::V4, &format!("10.244.{number}.")), slice(Family::V6, &format!("fd01:{number}::"))];
     let node = NodeFacts { name: "here".into(), zone: None };

@@ -23,7 +23,7 @@ struct Remote {
     call: Tuple<V4>,
 }
 
-const OUTSIDE: Env = Env { ifindex: UPLINK, own: false };
+const OUTSIDE: Env = Env { ifindex: UPLINK, own: false, probe: false };
 
 impl Remote {
     fn new() -> Self {
@@ -143,7 +143,7 @@ fn hairpin_connections_give_their_ports_back() {
     let mut node = Memory::<V4>::node();
     node.sets[1] = EndpointSet { start: 0, len: 1 };
     (node.config.snat_first, node.config.snat_last) = (61000, 61063);
-    let env = Env { ifindex: POD, own: false };
+    let env = Env { ifindex: POD, own: false, probe: false };
     for number in 0..500 {
         // Several within a second: nothing is looked after only because time passes.
         node.now_s += u32::from(number % 10 == 0);

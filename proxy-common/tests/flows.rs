@@ -75,7 +75,7 @@ fn inverse<F: Family>(tuple: &Tuple<F>) -> Tuple<F> {
 
 /// The client's packet through both hooks: the tuple that the endpoint sees, or why there is none.
 fn forward<F: TestFamily>(node: &Memory<F>, call: &Call, tcp_flags: u8) -> Result<Tuple<F>, Reason> {
-    let env = Env { ifindex: call.link(), own: false };
+    let env = Env { ifindex: call.link(), own: false, probe: false };
     let (verdict, work) = node.decide(true, &env, &packet(call.tuple::<F>(), call, tcp_flags));
     let tuple = work.rewrite.tuple;
     match verdict.action {
@@ -87,7 +87,7 @@ fn forward<F: TestFamily>(node: &Memory<F>, call: &Call, tcp_flags: u8) -> Resul
         _ => return Err(verdict.reason),
     }
     assert!(matches!(verdict.reason, Reason::NewFlow | Reason::Forward), "{verdict:?}");
-    let env = Env { ifindex: link_to::<F>(&tuple.dst), own: false };
+    let env = Env { ifindex: link_to::<F>(&tuple.dst), own: false, probe: false };
     let (verdict, work) = node.decide(false, &env, &packet(tuple, call, tcp_flags));
     if verdict.action == Action::Pass { Ok(work.rewrite.tuple) } else { Err(verdict.reason) }
 }
@@ -95,7 +95,7 @@ fn forward<F: TestFamily>(node: &Memory<F>, call: &Call, tcp_flags: u8) -> Resul
 /// The endpoint's answer through both hooks: the tuple that the client sees.
 fn back<F: TestFamily>(node: &Memory<F>, call: &Call, seen: &Tuple<F>, tcp_flags: u8) -> Tuple<F> {
     let answer = inverse(seen);
-    let env = Env { ifindex: link_to::<F>(&answer.src), own: false };
+    let env = Env { ifindex: link_to::<F>(&answer.src), own: false, probe: false };
     let (verdict, work) = node.decide(true, &env, &packet(answer, call, tcp_flags));
     let tuple = work.rewrite.tuple;
     if verdict.action == Action::Redirect {
@@ -103,7 +103,7 @@ fn back<F: TestFamily>(node: &Memory<F>, call: &Call, seen: &Tuple<F>, tcp_flags
         return tuple;
     }
     assert_eq!(verdict.action, Action::Pass, "{verdict:?}");
-    let env = Env { ifindex: call.link(), own: false };
+    let env = Env { ifindex: call.link(), own: false, probe: false };
     let (verdict, work) = node.decide(false, &env, &packet(tuple, call, tcp_flags));
     assert_eq!(verdict.action, Action::Pass, "{verdict:?}");
     work.rewrite.tuple
@@ -281,7 +281,7 @@ fn scrambled<F: TestFamily>(
 
 fn never_panics<F: TestFamily>(node: &Memory<F>, packets: &[(Packet<F>, u32, bool, bool)]) {
     for (packet, ifindex, own, ingress) in packets {
-        let (verdict, work) = node.decide(*ingress, &Env { ifindex: *ifindex, own: *own }, packet);
+        let (verdict, work) = node.decide(*ingress, &Env { ifindex: *ifindex, own: *own, probe: false }, packet);
         match verdict.action {
             Action::Pass | Action::Redirect if !packet.has_ports() => {
                 let ports = CHANGED_SRC_PORT | CHANGED_DST_PORT;
@@ -344,7 +344,8 @@ fn stale_sockets_are_steered<F: TestFamily>() {
     let call = Call { from_pod: true, client: 9, port: 40000, frontend: 0, tcp: false };
     let tuple = Tuple { dst: addr, dst_port: port, ..call.tuple::<F>() };
     let send = |node: &Memory<F>| {
-        let (verdict, work) = node.decide(true, &Env { ifindex: POD, own: false }, &packet(tuple, &call, 0));
+        let (verdict, work) =
+            node.decide(true, &Env { ifindex: POD, own: false, probe: false }, &packet(tuple, &call, 0));
         (verdict.action, verdict.reason, work.rewrite.tuple)
     };
     node.cookie = 77;

@@ -12,7 +12,7 @@ use proxy_common::{
     net::{Address, Fragment, Packet, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple, UDP, V4, V6},
 };
 
-const OUTSIDE: Env = Env { ifindex: UPLINK, own: false };
+const OUTSIDE: Env = Env { ifindex: UPLINK, own: false, probe: false };
 
 /// The small node with one algorithm for all its Services, and slots as given (`[3, 1]`: three of backend 1, one of backend 2).
 fn node<F: TestFamily>(algorithm: Algorithm, shares: &[u32]) -> Memory<F> {
@@ -228,11 +228,11 @@ fn end<F: TestFamily>(memory: &Memory<F>, client: u8, port: u16, backend: u32, b
         tuple: Tuple { src: local, dst: F::client(client), src_port: 9376, dst_port: port },
         ..segment::<F>(client, port, vip::<F>(), tcp_flags)
     };
-    let _ = memory.decide(false, &Env { ifindex: UPLINK, own: false }, &answer(TCP_SYN | TCP_ACK));
+    let _ = memory.decide(false, &Env { ifindex: UPLINK, own: false, probe: false }, &answer(TCP_SYN | TCP_ACK));
     for flags in [TCP_ACK, TCP_FIN | TCP_ACK] {
         let _ = memory.decide(true, &OUTSIDE, &segment::<F>(client, port, vip::<F>(), flags));
     }
-    let _ = memory.decide(false, &Env { ifindex: UPLINK, own: false }, &answer(TCP_FIN | TCP_ACK));
+    let _ = memory.decide(false, &Env { ifindex: UPLINK, own: false, probe: false }, &answer(TCP_FIN | TCP_ACK));
 }
 
 fn loads_are_even<F: TestFamily>() {

@@ -43,7 +43,7 @@ fn open<F: TestFamily>(node: &Memory<F>, sequence: &mut Sequence) -> Option<Flow
         l3_offset: 14,
         l4_offset: 34,
     };
-    let env = Env { ifindex: UPLINK, own: false };
+    let env = Env { ifindex: UPLINK, own: false, probe: false };
     let (verdict, work) = node.decide(true, &env, &packet);
     assert_eq!(verdict.action, Action::Pass, "{verdict:?}");
     packet.tuple = work.rewrite.tuple;

@@ -7,6 +7,8 @@ use std::{
 };
 
 use crate::{
+    dataplane::Actual,
+    health::{self, Forwarding},
     loader::{Attacher, ConnectHooks, LoaderError, Migration},
     node::NodeView,
     takeover::Adoption,
@@ -97,6 +99,12 @@ impl Attachment {
         }
         self.retry_at = (!errors.is_empty()).then(|| now + RETRY);
         self.log(errors);
+    }
+
+    /// Where new flows would go, and what should be attached.
+    pub(super) fn ask(&self, actual: &Actual, turn: usize) -> Forwarding {
+        let hooked = self.started && self.connect_hooks != ConnectHooks::Off;
+        health::ask(actual, &self.attacher, hooked.then_some(&*self.cgroup), turn)
     }
 
     /// Once: the cgroup, and what an earlier agent left on interfaces that are not wanted.

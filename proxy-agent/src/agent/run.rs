@@ -24,7 +24,7 @@ use crate::{
     dataplane::KernelMaps,
     events::Events,
     fault::{self, FaultPoint},
-    health::{Health, Servers},
+    health::{Health, Question, Servers},
     loader::{self, Attacher, Pins},
     logging,
     metrics::{Metrics, Pass},
@@ -50,7 +50,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     node::ensure_bpffs(&config.pin_root).context("prepare the pin root")?;
     let metrics = Metrics::default();
     let role = tokio::sync::watch::Sender::new(Role::default());
-    let health = Health::new(&config.pin_root, role.subscribe(), metrics.clone());
+    let (health, questions) = Health::new(&config.pin_root, role.subscribe(), metrics.clone());
     let mut servers = Servers::start(config.health.clone(), &health);
     let _lock = tokio::select! {
         lock = lock::acquire(&config.pin_root, &role) => lock?,
@@ -59,7 +59,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     fault::reach(FaultPoint::Locked);
     let (attachment, mut state) = load(&config, object, metrics)?;
-    servers.take_over(&Pins::new(&config.pin_root));
+    servers.take_over(&Pins::new(&config.pin_root), u32::from(config.snat_ports.last - config.snat_ports.first) + 1);
 
     let mut tasks = JoinSet::new();
     let (events, event_queue) = mpsc::channel(QUEUE);
@@ -81,7 +81,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut main_loop =
         Loop { state, attachment, sockets, retired, loads, health, sync_delay: config.sync_delay, started, due: None };
     tokio::select! {
-        () = main_loop.run(event_queue, change_queue, &mut stop) => {}
+        () = main_loop.run(event_queue, change_queue, questions, &mut stop) => {}
         error = servers.fatal() => return Err(error),
     }
     tasks.shutdown().await;
@@ -160,6 +160,7 @@ impl Loop {
         &mut self,
         mut events: mpsc::Receiver<Event>,
         mut changes: mpsc::Receiver<NetChange>,
+        mut questions: mpsc::Receiver<Question>,
         stop: &mut Stop,
     ) {
         loop {
@@ -179,6 +180,7 @@ impl Loop {
                 Some(event) = events.recv() => self.on_event(event, &mut events),
                 look = self.retired.found() => self.on_look(&look),
                 () = self.loads.corrected() => {}
+                Some(question) = questions.recv() => self.on_question(question),
             }
             self.sockets.end_retired(&mut self.state);
         }
@@ -280,6 +282,18 @@ impl Loop {
 }
 
 impl Loop {
+    fn on_question(&self, question: Question) {
+        match question {
+            // Who asked may have gone.
+            Question::Forwarding { turn, answer } => {
+                let _ = answer.send(self.attachment.ask(self.state.actual(), turn));
+            }
+            Question::Tables(answer) => {
+                let _ = answer.send(self.state.table_counts());
+            }
+        }
+    }
+
     /// After an attempt to write: true if nothing waits any more.
     fn tell_health(&mut self) -> bool {
         self.health.node_is(self.state.node_seen());
@@ -289,6 +303,7 @@ impl Loop {
         }
         if complete {
             self.health.updated();
+            self.state.note_written();
         }
         complete
     }

@@ -11,12 +11,12 @@ use ipnet::IpNet;
 use proxy_common::abi::{ADDR_NODEPORT, BackendState, SocketEnding};
 
 use crate::{
-    dataplane::{Counted, Dataplane, DataplaneError},
+    dataplane::{Actual, Counted, Dataplane, DataplaneError},
     desired::{Facts, ServiceDesired, build_desired, build_host_ports},
     events::{Events, Reason, object_of},
     fault::{self, FaultPoint},
-    health::{Checks, NodeSeen, ServiceCheck},
-    metrics::Metrics,
+    health::{Checks, Moment, NodeSeen, ServiceCheck},
+    metrics::{Changes, Metrics, TableCounts},
     model::{Event, ObjectRef, ServiceName, Snapshot, SourceKind, Touched},
     node::{NetChange, NodeView},
     reconcile::{Failure, NodeAddress, Reconciler, Report, Subject},
@@ -44,6 +44,7 @@ pub(super) struct State<D> {
     checks: Checks,
     /// Changed since [`State::take_checks`].
     checks_stale: bool,
+    changes: Changes,
 }
 
 /// What the flags say.
@@ -88,6 +89,7 @@ impl<D: Dataplane> State<D> {
             node_stale: false,
             checks: Checks::new(),
             checks_stale: true,
+            changes: Changes::new(Moment::now()),
         }
     }
 
@@ -122,7 +124,9 @@ impl<D: Dataplane> State<D> {
 
     /// The Services with a healthCheckNodePort, once all are known and when they changed.
     pub(super) fn take_checks(&mut self) -> Option<Checks> {
-        let stale = self.snapshot.is_synced() && std::mem::take(&mut self.checks_stale);
+        // What was heard and not looked at yet may be a Service's endpoints.
+        let known = self.snapshot.is_synced() && self.stale.is_empty();
+        let stale = known && std::mem::take(&mut self.checks_stale);
         stale.then(|| self.checks.clone())
     }
 
@@ -142,6 +146,20 @@ impl<D: Dataplane> State<D> {
     pub(super) fn is_up_to_date(&self) -> bool {
         let waits = |failure: &Failure| !matches!(*failure.error, DataplaneError::Full { .. });
         self.snapshot.is_synced() && self.stale.is_empty() && !self.reconciler.status().failures.values().any(waits)
+    }
+
+    /// Everything heard is in the maps.
+    pub(super) fn note_written(&mut self) {
+        self.changes.written(Moment::now(), self.metrics.kube_proxy());
+    }
+
+    pub(super) fn table_counts(&self) -> TableCounts {
+        TableCounts::of(self.actual(), self.service_count(), self.reconciler.status().failures.len())
+    }
+
+    /// What stands in the maps that the agent fills.
+    pub(super) fn actual(&self) -> &Actual {
+        self.reconciler.mirror().actual()
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -203,7 +221,9 @@ impl<D: Dataplane> State<D> {
             self.events.skipped(skips);
         }
         let before = self.snapshot.synced().len();
+        let change = self.changes.of(&event);
         let touched = self.snapshot.apply(event);
+        self.changes.note(change, &touched, self.metrics.kube_proxy());
         if touched.node {
             let ips =
                 self.snapshot.node().map(|node| node.internal_ips.iter().chain(&node.external_ips).copied().collect());

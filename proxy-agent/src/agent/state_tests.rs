@@ -57,6 +57,7 @@ fn slice(service: &str, address: &str) -> Event {
             terminating: false,
             weight: 1,
         }],
+        last_change: Default::default(),
     }))
 }
 

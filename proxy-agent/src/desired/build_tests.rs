@@ -53,6 +53,7 @@ fn slice(endpoints: &[(&str, &str)]) -> EndpointSlice {
         family: Family::of(ip(endpoints[0].0)),
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        last_change: Default::default(),
     }
 }
 

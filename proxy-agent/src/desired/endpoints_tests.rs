@@ -56,6 +56,7 @@ fn slice(name: &str, port: (&str, Protocol, u16), endpoints: Vec<Endpoint>) -> E
         family: Family::V4,
         ports: vec![SlicePort { name: port.0.into(), protocol: port.1, port: port.2 }],
         endpoints,
+        last_change: Default::default(),
     }
 }
 

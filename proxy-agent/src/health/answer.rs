@@ -9,7 +9,10 @@ use axum::{
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-use super::state::{Facts, Moment};
+use super::{
+    forwarding::Report,
+    state::{Facts, Moment},
+};
 
 /// kube-proxy has a proxier per family; here one agent serves both.
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
@@ -26,6 +29,9 @@ pub(super) struct HealthBody {
     healthy: bool,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     status: BTreeMap<&'static str, FamilyBody>,
+    /// /healthz?verbose only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forwarding: Option<Report>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,6 +57,13 @@ impl Answer {
         Self::new(facts, live, Some(facts.is_eligible()), now)
     }
 
+    /// A dataplane that does not forward is no healthy one.
+    pub(super) fn with(mut self, report: Report) -> Self {
+        self.ok &= report.healthy;
+        self.body.forwarding = Some(report);
+        self
+    }
+
     fn new(facts: &Facts, live: bool, node_eligible: Option<bool>, now: Moment) -> Self {
         let ok = live && node_eligible.unwrap_or(true);
         let updated = time(facts.updated_wall_ns);
@@ -63,6 +76,7 @@ impl Answer {
             node_eligible,
             healthy: live,
             status: FAMILIES.into_iter().filter(|_| started).map(family).collect(),
+            forwarding: None,
         };
         Self { ok, body }
     }

@@ -80,7 +80,14 @@ mod tests {
 
     fn slice(name: &str, family: Family, endpoints: Vec<Endpoint>) -> EndpointSlice {
         let service = ServiceName::new("default", "web");
-        EndpointSlice { name: name.into(), service, family, ports: Vec::new(), endpoints }
+        EndpointSlice {
+            name: name.into(),
+            service,
+            family,
+            ports: Vec::new(),
+            endpoints,
+            last_change: Default::default(),
+        }
     }
 
     #[test]

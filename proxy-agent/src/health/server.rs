@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::State,
+    extract::{RawQuery, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::any,
@@ -66,13 +66,13 @@ impl Servers {
 
     /// This agent is the node's one writer now. Only such a one serves /metrics and /proxyMode: two that count in turns would
     /// make no sense.
-    pub fn take_over(&mut self, pins: &Pins) {
+    pub fn take_over(&mut self, pins: &Pins, snat_ports: u32) {
         self.others.push(tokio::spawn(self.health.clone().post(pins.clone())));
         let mut registry = Registry::default();
-        self.health.metrics().register(&mut registry);
+        self.health.metrics().register_all(&mut registry, pins, snat_ports);
         let router = Router::new()
             .route("/metrics", any(metrics))
-            .with_state(Arc::new(registry))
+            .with_state((self.health.clone(), Arc::new(registry)))
             .route("/proxyMode", any(async || (headers(PLAIN), PROXY_MODE)))
             .route("/healthz", any(async || (headers(PLAIN), "ok")));
         self.serve("metrics", self.config.metrics, router);
@@ -134,13 +134,19 @@ async fn livez(State(health): State<Health>) -> Response {
     json(answer.ok, &answer.body)
 }
 
-async fn healthz(State(health): State<Health>) -> Response {
-    let answer = health.healthz(Moment::now());
+async fn healthz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
+    let verbose = query.is_some_and(|query| query.split('&').any(|word| word.split('=').next() == Some("verbose")));
+    let report = if verbose { health.forwarding().await } else { None };
+    let mut answer = health.healthz(Moment::now());
+    if let Some(report) = report {
+        answer = answer.with(report);
+    }
     health.metrics().kube_proxy().count_healthz(answer.ok);
     json(answer.ok, &answer.body)
 }
 
-async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+async fn metrics(State((health, registry)): State<(Health, Arc<Registry>)>) -> Response {
+    health.count_tables().await;
     // Reads maps.
     let encoded = tokio::task::spawn_blocking(move || text::encode(&registry)).await;
     match encoded {

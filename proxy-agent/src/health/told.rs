@@ -10,12 +10,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 use super::{
     answer::Answer,
     board::{Board, BoardError},
     checks::Checks,
+    forwarding::{Prover, Question, Report},
     state::{Facts, Moment, NodeSeen},
 };
 use crate::{
@@ -43,6 +47,7 @@ struct Inner {
     /// What others posted: opened once it is needed.
     posted: Mutex<Option<Board>>,
     events: OnceLock<Events>,
+    prover: Prover,
     metrics: Metrics,
 }
 
@@ -53,8 +58,10 @@ struct View {
 }
 
 impl Health {
-    pub fn new(pin_root: &Path, role: watch::Receiver<Role>, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner {
+    /// The main loop answers the questions.
+    pub fn new(pin_root: &Path, role: watch::Receiver<Role>, metrics: Metrics) -> (Self, mpsc::Receiver<Question>) {
+        let (prover, questions) = Prover::new();
+        let health = Self(Arc::new(Inner {
             facts: Mutex::default(),
             checks: watch::Sender::default(),
             checks_known: AtomicBool::new(false),
@@ -62,8 +69,10 @@ impl Health {
             pin_root: pin_root.to_owned(),
             posted: Mutex::default(),
             events: OnceLock::new(),
+            prover,
             metrics,
-        }))
+        }));
+        (health, questions)
     }
 
     /// Something was heard that has to be written.
@@ -131,6 +140,21 @@ impl Health {
     pub(super) fn healthz(&self, now: Moment) -> Answer {
         let view = self.view(*lock(&self.0.facts), now);
         Answer::healthz(&view.facts, view.live, now)
+    }
+
+    /// What is attached, and what it does with new flows. None from a standby: it has loaded nothing.
+    pub(super) async fn forwarding(&self) -> Option<Report> {
+        if !self.is_active() {
+            return None;
+        }
+        Some(self.0.prover.report().await)
+    }
+
+    /// Brings the metrics up to date that the main loop alone can tell.
+    pub(super) async fn count_tables(&self) {
+        if let Some(counts) = self.0.prover.tables().await {
+            self.0.metrics.set_tables(counts);
+        }
     }
 
     /// The dataplane is up to date, as far as anybody knows.

@@ -33,6 +33,8 @@ pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Names the Service that a slice belongs to.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// On a slice: when that changed which it was last written for.
+pub const LAST_CHANGE_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// How a Service wants its backends chosen.
 pub const ALGORITHM_ANNOTATION: &str = "weir.dev/algorithm";
 /// How much of the new flows the endpoints of an EndpointSlice get.

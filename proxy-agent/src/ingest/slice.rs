@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::{api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 
 use super::{
-    HEADLESS_LABEL, Interner, Reduced, SERVICE_NAME_LABEL, Skips,
+    HEADLESS_LABEL, Interner, LAST_CHANGE_ANNOTATION, Reduced, SERVICE_NAME_LABEL, Skips,
     address::{may_be_endpoint, parse_ip},
     has_label, label, namespaced, port_number,
     schedule::Weights,
 };
-use crate::model::{Endpoint, EndpointSlice, Family, Protocol, ServiceName, SkipReason, SlicePort};
+use crate::model::{Endpoint, EndpointSlice, Family, LastChange, Protocol, ServiceName, SkipReason, SlicePort};
 
 /// What there is to program of a slice; nothing if it is a headless Service's or of type FQDN.
 pub fn reduce_slice(object: &discovery::EndpointSlice, names: &mut Interner) -> Reduced<EndpointSlice> {
@@ -48,13 +48,21 @@ pub fn reduce_slice(object: &discovery::EndpointSlice, names: &mut Interner) -> 
         family,
         ports,
         endpoints,
+        last_change: last_change(metadata),
     };
     skips.with(slice)
 }
 
+/// What is no time is as good as none: it is for a metric only.
+fn last_change(metadata: &ObjectMeta) -> LastChange {
+    let text = metadata.annotations.as_ref().and_then(|all| all.get(LAST_CHANGE_ANNOTATION));
+    let time = text.and_then(|text| text.parse::<Timestamp>().ok());
+    LastChange(time.and_then(|time| u64::try_from(time.as_nanosecond()).ok()))
+}
+
 /// Takes the texts of a slice that was reduced elsewhere into the set of shared ones.
 pub fn share_names(slice: &mut EndpointSlice, names: &mut Interner) {
-    let EndpointSlice { name: _, service, family: _, ports, endpoints } = slice;
+    let EndpointSlice { name: _, service, family: _, ports, endpoints, last_change: _ } = slice;
     let service = [&mut service.namespace, &mut service.name].into_iter();
     let ports = ports.iter_mut().map(|port| &mut port.name);
     let endpoints = endpoints.iter_mut().flat_map(|endpoint| {

@@ -39,12 +39,12 @@ pub enum Attached {
 /// Holds the loaded programs and knows where they are attached.
 #[derive(Debug)]
 pub struct Attacher {
-    ebpf: Ebpf,
-    pins: Pins,
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Pins,
     placement: Placement,
-    by_tcx: bool,
+    pub(super) by_tcx: bool,
     /// Interfaces that carry our programs since this process started: index -> name.
-    done: BTreeMap<u32, String>,
+    pub(super) done: BTreeMap<u32, String>,
 }
 
 impl Attacher {

@@ -11,7 +11,9 @@ mod hooks;
 mod load;
 mod migrate;
 mod pins;
+pub mod programs;
 pub mod sys;
+mod verify;
 
 pub use attach::{Attached, Attacher, Placement};
 pub use capacities::Capacities;
@@ -21,6 +23,7 @@ pub use hooks::{CGROUP_HOOKS, ConnectHooks, Hook, TC_HOOKS};
 pub use load::{Loaded, config_for, load, try_load};
 pub use migrate::Migration;
 pub use pins::{DEFAULT_PIN_ROOT, Pins, WriterLock};
+pub use verify::{Expected, Found};
 
 use std::{io, path::PathBuf};
 

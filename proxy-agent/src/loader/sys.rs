@@ -65,25 +65,25 @@ impl Order {
     }
 }
 
-fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+pub(super) fn bpf(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     // SAFETY: `attr` is a whole, initialised union of the size given; every pointer in it outlives the call (see callers).
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, cmd as libc::c_long, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn bpf_fd(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+pub(super) fn bpf_fd(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     let fd = bpf(cmd, attr)? as i32;
     // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn empty() -> bpf_attr {
+pub(super) fn empty() -> bpf_attr {
     // SAFETY: all fields of the union are integers, for which zero is valid.
     unsafe { zeroed() }
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
 }
 
@@ -273,4 +273,40 @@ pub fn cgroup_programs(cgroup: &impl AsFd, hook: bpf_attach_type) -> io::Result<
 pub fn cgroup_id(cgroup: &impl AsFd) -> io::Result<u64> {
     let stat = nix::sys::stat::fstat(cgroup)?;
     Ok(stat.st_ino)
+}
+
+/// One piece of a hash map, from `position` (None: from the start): how many entries came, and where the next piece begins.
+/// The vectors' capacity says how many fit; their length is set to what came.
+pub fn lookup_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    position: Option<u32>,
+    keys: &mut Vec<K>,
+    values: &mut Vec<V>,
+) -> io::Result<(usize, Option<u32>)> {
+    keys.clear();
+    values.clear();
+    let mut next = 0_u32;
+    let position = position.as_ref();
+    let mut attr = empty();
+    attr.batch.in_batch = position.map_or(0, |position| std::ptr::from_ref(position) as u64);
+    attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = keys.capacity().min(values.capacity()) as u32;
+    attr.batch.map_fd = raw(map);
+    let end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => false,
+        // The last piece.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the member that was filled above; the kernel wrote an integer, at most the count that it was given.
+    let count = unsafe { attr.batch.count } as usize;
+    // SAFETY: the kernel wrote so many keys and values, which have no invalid bit patterns or were written by programs of the same
+    // layout (`aya::Pod`), and both vectors have room for them (the count given).
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    Ok((count, (!end).then_some(next)))
 }

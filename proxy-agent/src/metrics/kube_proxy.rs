@@ -117,6 +117,7 @@ impl KubeProxyMetrics {
             for durations in self.durations() {
                 drop(durations.get_or_create(family));
             }
+            self.no_local_endpoints(family.ip_family, 0, 0);
             drop(self.last_sync.get_or_create(family));
             drop(self.last_queued.get_or_create(family));
         }

@@ -1,12 +1,23 @@
 //! What the agent counts, as a registry that `health` serves. The main loop counts into [`Metrics`]; what stands in the kernel
 //! is read at each scrape.
 
+mod changes;
+mod dataplane;
+mod flows;
 mod kube_proxy;
+mod process;
+mod tables;
 pub mod text;
+mod walk;
 
+pub use changes::Changes;
 pub use kube_proxy::{KubeProxyMetrics, Pass};
+pub use tables::TableCounts;
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -16,9 +27,17 @@ use prometheus_client::{
 
 use crate::{
     desired::Warning,
+    loader::Pins,
     model::{Skip, SkipReason},
     reconcile::Conflict,
 };
+
+use dataplane::DataplaneCollector;
+use process::ProcessCollector;
+
+/// Why a frontend is refused: `Conflict`'s and `Warning`'s words.
+const REFUSALS: [&str; 7] =
+    ["taken", "service-first", "cluster-ip", "endpoint", "protected-port", "not-allowed", "forbidden-address"];
 
 /// The one label of a counter of refusals.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,6 +51,7 @@ pub struct Metrics {
     invalid_objects: Family<ReasonLabel, Counter>,
     refused_frontends: Family<ReasonLabel, Counter>,
     kube_proxy: KubeProxyMetrics,
+    tables: Arc<Mutex<TableCounts>>,
 }
 
 impl Metrics {
@@ -40,6 +60,9 @@ impl Metrics {
         self.kube_proxy.register(registry);
         for reason in SkipReason::ALL {
             drop(self.invalid_objects.get_or_create(&ReasonLabel { reason: reason.as_str() }));
+        }
+        for reason in REFUSALS {
+            drop(self.refused_frontends.get_or_create(&ReasonLabel { reason }));
         }
         registry.register(
             "weir_invalid_objects",
@@ -51,6 +74,22 @@ impl Metrics {
             "Frontends that a Service or Pod asks for and does not get; the log names each",
             self.refused_frontends.clone(),
         );
+    }
+
+    /// Everything there is: the above, what stands below the pins, and the process. `snat_ports` is the size of the range.
+    pub fn register_all(&self, registry: &mut Registry, pins: &Pins, snat_ports: u32) {
+        self.register(registry);
+        let dataplane = DataplaneCollector::new(pins.clone(), self.tables.clone(), snat_ports);
+        registry.register_collector(Box::new(dataplane));
+        registry.register_collector(Box::new(ProcessCollector::new()));
+    }
+
+    /// What the tables hold that the agent fills.
+    pub fn set_tables(&self, counts: TableCounts) {
+        for (family, (internal, external)) in &counts.no_local {
+            self.kube_proxy.no_local_endpoints(family, *internal, *external);
+        }
+        *self.tables.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 
     pub fn kube_proxy(&self) -> &KubeProxyMetrics {

@@ -11,7 +11,7 @@ mod snapshot;
 pub use event::{Change, Event, Keyed, ObjectRef, Skip, SkipReason, SourceKind};
 pub use names::{Family, Protocol, ServiceName, ServicePortName};
 pub use objects::{
-    Endpoint, EndpointSlice, HostPort, Node, NodeFacts, Pod, Service, ServiceCidr, ServicePort, SliceKey, SlicePort,
-    TrafficPolicy,
+    Endpoint, EndpointSlice, HostPort, LastChange, Node, NodeFacts, Pod, Service, ServiceCidr, ServicePort, SliceKey,
+    SlicePort, TrafficPolicy,
 };
 pub use snapshot::{Snapshot, Touched};

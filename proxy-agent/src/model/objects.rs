@@ -80,7 +80,21 @@ pub struct EndpointSlice {
     pub family: Family,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
+    pub last_change: LastChange,
 }
+
+/// When the Pod or Service changed that a slice was last written for, in nanoseconds since 1970, if the slice says so. Two slices
+/// that differ in this alone are equal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LastChange(pub Option<u64>);
+
+impl PartialEq for LastChange {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for LastChange {}
 
 /// Namespace and name of an EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

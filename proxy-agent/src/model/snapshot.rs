@@ -244,6 +244,7 @@ mod tests {
             family: Family::V4,
             ports: Vec::new(),
             endpoints: Vec::new(),
+            last_change: Default::default(),
         }
     }
 

@@ -57,6 +57,7 @@ reasons! {
     NoTranslation = 10, "no-translation", "A packet on its way out that belongs to no flow.";
     FamilyOff = 11, "family-off", "The address family is switched off.";
     VlanTag = 12, "vlan-tag", "Carries a VLAN tag: handled on its VLAN device.";
+    Probe = 13, "probe", "The agent's own question where a new flow would go; no packet of anybody's, and nothing is remembered.";
     // Translated.
     NewFlow = 20, "new-flow", "A new flow: endpoint chosen, DNAT.";
     Forward = 21, "forward", "A known flow: DNAT.";

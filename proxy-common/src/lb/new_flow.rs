@@ -87,6 +87,7 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     if service.flags & SERVICE_SOURCE_RANGES != 0 && !tables.source_allowed(service.id, &tuple.src) {
         return Verdict::drop(Reason::SourceNotAllowed);
     }
+    let service = Service { affinity_s: if env.probe { 0 } else { service.affinity_s }, ..service };
     let internal = env.own || is_pod_link(tables, env.ifindex);
     let seed = match service.algorithm {
         Algorithm::MaglevTuple => CONSISTENT_SEED,
@@ -101,6 +102,10 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
         Err(NotChosen::Stale) => return Verdict::drop(Reason::StaleRing),
     }
     let backend = &chosen.backend;
+    if env.probe {
+        work.rewrite.set_dst(backend.addr, backend.port);
+        return Verdict::new(Action::Pass, Reason::Probe, chosen.id);
+    }
     let counted = matches!(service.algorithm, Algorithm::LeastConnections);
     let mut flags = if counted { FLOW_COUNTED } else { 0 };
     if env.own {

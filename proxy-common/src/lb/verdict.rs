@@ -12,6 +12,8 @@ pub struct Env {
     pub ifindex: u32,
     /// At egress: made by a socket of this node (it came in by no interface).
     pub own: bool,
+    /// At ingress: the agent asks where a new flow would go. Nothing is remembered.
+    pub probe: bool,
 }
 
 impl Env {

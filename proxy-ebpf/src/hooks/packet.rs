@@ -141,7 +141,7 @@ pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scratch
     let tables = KernelTables { skb };
     // SAFETY: context.
     let (ifindex, ingress_ifindex) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex) };
-    let env = Env { ifindex, own: D::EGRESS && ingress_ifindex == 0 };
+    let env = env::<D>(ifindex, ingress_ifindex);
     let work = &mut scratch.work;
     scratch.verdict = match parse(skb, &mut work.packet) {
         Ok(()) if matches!(work.packet.fragment, Fragment::Later) => return LATER_FRAGMENT,
@@ -155,6 +155,14 @@ pub(crate) fn decide<D: Direction, F: PacketFamily>(skb: *mut __sk_buff, scratch
     }
     let first = if matches!(work.packet.fragment, Fragment::First) { FIRST_FRAGMENT } else { 0 };
     first | changed(scratch)
+}
+
+/// The kernel notes the interface of each packet that comes in before any program sees it. So a packet at ingress that came by
+/// none is no packet: the agent asks, by BPF_PROG_TEST_RUN.
+#[inline(always)]
+fn env<D: Direction>(ifindex: u32, ingress_ifindex: u32) -> Env {
+    let by_none = ingress_ifindex == 0;
+    Env { ifindex, own: D::EGRESS && by_none, probe: !D::EGRESS && by_none }
 }
 
 #[inline(always)]
@@ -184,7 +192,7 @@ pub(crate) fn decide_icmp_error<D: Direction, F: PacketFamily>(skb: *mut __sk_bu
     let tables = KernelTables { skb };
     // SAFETY: context.
     let (ifindex, ingress_ifindex, len) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex, (*skb).len) };
-    let env = Env { ifindex, own: D::EGRESS && ingress_ifindex == 0 };
+    let env = env::<D>(ifindex, ingress_ifindex);
     let pull = if len < PULL_LEN { len } else { PULL_LEN };
     if Frame::of(skb).len() < pull as usize {
         // SAFETY: context. If it fails, the quote is taken as far as it can be read.

@@ -75,7 +75,7 @@ impl ModelMachine {
             packet_len: (hop.frame.len() - ETH_LEN) as u32,
         };
         let ifindex = self.node.index_of(&hop.place.interface).unwrap_or(0);
-        let env = Env { ifindex, own: hop.place.own };
+        let env = Env { ifindex, own: hop.place.own, probe: false };
         let mut frame = hop.frame.clone();
         let mut work = Work::<F>::new(Packet::EMPTY);
         match parse_packet(&frame[..], ETH_LEN, &mut work.packet) {

@@ -6,6 +6,7 @@ mod faults;
 mod health;
 pub(super) mod image;
 mod operations;
+mod proof;
 
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ const TESTS: &[Test] = &[
     ("host_ports_follow_the_api", "20", || host_ports().boxed()),
     ("a_malformed_object_stops_nobody", "bad-input", || malformed().boxed()),
     ("health_of_the_node_over_http", "21", || health::node_health().boxed()),
+    ("verbose_health_proves_that_the_kernel_forwards", "21", || proof::forwarding().boxed()),
     ("health_check_ports_follow_their_services", "22", || health::check_port().boxed()),
     ("a_rolling_update_leaves_no_health_check_unanswered", "21, 22", || health::rolling().boxed()),
     ("events_tell_what_is_left_out", "bad-input", || faults::told_to_the_api().boxed()),

@@ -97,6 +97,7 @@ impl Spec {
             family,
             ports: ports.collect(),
             endpoints: self.endpoints.iter().filter(|(it, _)| Family::of(*it) == family).map(endpoint).collect(),
+            last_change: Default::default(),
         }
     }
 

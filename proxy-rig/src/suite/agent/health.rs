@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::control::{CLUSTER_IP, Control, service};
 use crate::{apiserver::Config, world::Host};
 
-const HEALTHZ: u16 = 10256;
-const METRICS: u16 = 10249;
+pub(super) const HEALTHZ: u16 = 10256;
+pub(super) const METRICS: u16 = 10249;
 const CHECK_PORT: u16 = 32100;
 /// A change of an object has reached the answers.
 const SOON: Duration = Duration::from_secs(3);
@@ -28,7 +28,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn json(&self) -> Result<Value> {
+    pub(super) fn json(&self) -> Result<Value> {
         serde_json::from_str(&self.body).with_context(|| format!("{self:?}"))
     }
 
@@ -56,7 +56,7 @@ pub(super) fn get(from: &Host, to: SocketAddr, path: &str) -> Result<Answer> {
     Ok(Answer { code, head: head.to_owned(), body: body.to_owned() })
 }
 
-fn local(port: u16) -> SocketAddr {
+pub(super) fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
@@ -146,7 +146,7 @@ pub(super) async fn check_port() -> Result<()> {
     control.stage.cluster.put_service(load_balancer(CHECK_PORT + 1))?;
     control.sync()?;
     agent.wait_for_line(SOON, |line| line.contains("WARN") && line.contains("no health check")).await?;
-    ensure!(get(&control.node, local(CHECK_PORT), "/").is_err(), "the old port is still open");
+    closed(&control, CHECK_PORT).await?;
     control.served_by(&["web-1"], None).await?;
     ensure!(get(&control.node, local(HEALTHZ), "/livez")?.code == 200);
     drop(stranger);
@@ -155,12 +155,17 @@ pub(super) async fn check_port() -> Result<()> {
     until(&control, CHECK_PORT + 2, "/", |answer| answer.code == 200).await?;
     control.stage.cluster.put_service(service("web", "10.96.0.1", super::control::NODE_PORT))?;
     control.sync()?;
+    closed(&control, CHECK_PORT + 2).await?;
+    ensure!(control.ask("near", CLUSTER_IP).await?.pod().is_some());
+    Ok(())
+}
+
+async fn closed(control: &Control, port: u16) -> Result<()> {
     let started = tokio::time::Instant::now();
-    while get(&control.node, local(CHECK_PORT + 2), "/").is_ok() {
-        ensure!(started.elapsed() < SOON, "the port is open without its Service");
+    while get(&control.node, local(port), "/").is_ok() {
+        ensure!(started.elapsed() < SOON, "port {port} is open without its Service");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    ensure!(control.ask("near", CLUSTER_IP).await?.pod().is_some());
     Ok(())
 }
 
