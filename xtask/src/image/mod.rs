@@ -1,6 +1,6 @@
 //! `cargo xtask image`: the agent as a container image in one file, without a container engine. The image holds one
-//! static binary. Two builds of the same sources give the same bytes: paths of this machine are not compiled in, and
-//! every time stamp is SOURCE_DATE_EPOCH or zero. `cargo xtask test` builds one without optimisation for the image suite.
+//! static binary. Two builds of the same sources in one place give the same bytes: every time stamp is SOURCE_DATE_EPOCH or
+//! zero. Paths of this machine are only in the debug information of the kernel object. `cargo xtask test` builds one without optimisation for the image suite.
 
 mod archive;
 #[cfg(test)]
