@@ -47,3 +47,31 @@ pub(crate) unsafe fn add_u32(word: *mut u32, change: u32) {
         word.write(word.read().wrapping_add(change));
     }
 }
+
+/// Writes `is` if `was` is there. False if something else is.
+///
+/// # Safety
+/// `word` points to eight bytes of a map element, aligned to eight.
+#[inline(always)]
+pub(crate) unsafe fn compare_and_swap_u64(word: *mut u64, was: u64, is: u64) -> bool {
+    let found: u64;
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: one instruction, on memory that the caller vouches for.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {is})",
+            word = in(reg) word,
+            is = in(reg) is,
+            inout("r0") was => found,
+        );
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: by the caller's promise.
+    unsafe {
+        found = word.read();
+        if found == was {
+            word.write(is);
+        }
+    }
+    found == was
+}

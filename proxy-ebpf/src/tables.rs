@@ -1,6 +1,6 @@
 //! [`Tables`] over the BPF maps.
 
-use crate::atomic::{add_u32, fetch_add_u64};
+use crate::atomic::{add_u32, compare_and_swap_u64, fetch_add_u64};
 use crate::config::config;
 use crate::maps::{AFFINITY, CLOCK, CURSORS, FamilyMaps, IFACES, RINGS, SETS, SOCK_LOADS, SWITCHES};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
@@ -220,7 +220,7 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     #[inline(always)]
     fn swap_owner(&self, element: &mut SnatEntry<F>, was: u64, is: u64) -> bool {
         // SAFETY: the word is the first of an element, which the map aligns to eight bytes.
-        unsafe { compare_and_swap((&raw mut *element).cast(), was, is) }
+        unsafe { compare_and_swap_u64((&raw mut *element).cast(), was, is) }
     }
 
     #[inline(always)]
@@ -326,26 +326,6 @@ impl<F: KernelFamily + FamilyMaps + ServiceCidrs> Tables<F> for KernelTables {
     fn has_connected_udp(&self, tuple: &Tuple<F>) -> bool {
         F::has_connected_udp(self.skb, tuple)
     }
-}
-
-/// BPF_CMPXCHG (Linux 5.12). The target of rustc has no compare-and-swap among its atomics.
-///
-/// # Safety
-/// `word` points to eight bytes of a map element, aligned to eight.
-#[inline(always)]
-unsafe fn compare_and_swap(word: *mut u64, was: u64, is: u64) -> bool {
-    let found: u64;
-    #[cfg(target_arch = "bpf")]
-    // SAFETY: one instruction, on memory that the caller vouches for.
-    unsafe {
-        core::arch::asm!("r0 = cmpxchg_64({word} + 0, r0, {is})", word = in(reg) word, is = in(reg) is, inout("r0") was => found)
-    };
-    #[cfg(not(target_arch = "bpf"))]
-    {
-        let _ = (word, is);
-        found = was;
-    }
-    found == was
 }
 
 struct Repeat<'a, S> {

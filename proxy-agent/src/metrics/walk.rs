@@ -1,5 +1,4 @@
-//! Reads whole LRU tables in large pieces (BPF_MAP_LOOKUP_BATCH, Linux 5.6): some 40 ms for 262,144 entries, where one call per
-//! entry takes half a second.
+//! Reads whole LRU tables in large pieces (BPF_MAP_LOOKUP_BATCH, Linux 5.6) instead of by one call per entry.
 
 use std::{io, os::fd::AsFd as _, path::Path};
 

@@ -87,7 +87,8 @@ pub(super) fn new_flow<F: TranslatedFamily, T: Tables<F>>(
     if service.flags & SERVICE_SOURCE_RANGES != 0 && !tables.source_allowed(service.id, &tuple.src) {
         return Verdict::drop(Reason::SourceNotAllowed);
     }
-    let service = Service { affinity_s: if env.probe { 0 } else { service.affinity_s }, ..service };
+    // A question changes nothing: no affinity, and no turn of a round robin.
+    let service = if env.probe { Service { affinity_s: 0, algorithm: Algorithm::Random, ..service } } else { service };
     let internal = env.own || is_pod_link(tables, env.ifindex);
     let seed = match service.algorithm {
         Algorithm::MaglevTuple => CONSISTENT_SEED,
