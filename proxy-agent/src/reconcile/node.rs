@@ -33,14 +33,15 @@ pub(super) struct NodeState {
 }
 
 impl NodeState {
-    /// Writes for interfaces and Service CIDRs, additions first.
-    pub(super) fn diff(&self, actual: &Actual) -> Vec<MapOp> {
+    /// Writes for interfaces and Service CIDRs, additions first. The ranges stay as they are until the sources are synced: an address in
+    /// one of them that no Service has is dropped, and the Services are not written yet.
+    pub(super) fn diff(&self, actual: &Actual, synced: bool) -> Vec<MapOp> {
         let mut ops = Vec::new();
         if let Some(ifaces) = &self.ifaces {
             let changed = ifaces.iter().filter(|(index, iface)| actual.ifaces.get(index) != Some(iface));
             ops.extend(changed.map(|(index, iface)| MapOp::PutIface(*index, *iface)));
         }
-        let switches = self.switches(&actual.switches);
+        let switches = self.switches(&actual.switches, synced);
         if switches != actual.switches {
             ops.push(MapOp::WriteSwitches(Box::new(switches)));
         }
@@ -51,9 +52,9 @@ impl NodeState {
         ops
     }
 
-    fn switches(&self, actual: &Switches) -> Switches {
+    fn switches(&self, actual: &Switches, synced: bool) -> Switches {
         let mut switches = *actual;
-        if let Some(cidrs) = &self.service_cidrs {
+        if let Some(cidrs) = self.service_cidrs.as_ref().filter(|_| synced) {
             (switches.service_cidrs_v4, switches.service_cidrs_v4_len) = family_cidrs::<V4>(cidrs);
             (switches.service_cidrs_v6, switches.service_cidrs_v6_len) = family_cidrs::<V6>(cidrs);
         }

@@ -371,7 +371,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn reconcile_node(&mut self, now: Instant, report: &mut Report) {
         let mut error = None;
-        for op in self.node.diff(self.mirror.actual()) {
+        for op in self.node.diff(self.mirror.actual(), self.synced) {
             let done = self.apply(&op, now, &mut error, report);
             if done && matches!(op, MapOp::WriteSwitches(_)) {
                 // In a range that is known now, no address needs to be retired.

@@ -188,6 +188,19 @@ fn nothing_goes_before_all_sources_are_synced() {
     assert_eq!(again.actual().port_names.len(), 1);
 }
 
+/// An address in a range that no Service has is dropped, and before the sync no Service has its address.
+#[test]
+fn service_ranges_come_after_the_services() {
+    let mut bench = Bench::synced().restart();
+    let range = "service-cidr 10.96.0.0/12".to_owned();
+    bench.reconciler.set_service_cidrs(vec!["10.96.0.0/12".parse().expect("a range")], bench.now);
+    bench.set(&web());
+    assert!(!bench.dump().contains(&range));
+    bench.sync();
+    assert!(bench.dump().contains(&range));
+    assert!(bench.dump().len() > 1, "the Service is there, too");
+}
+
 #[test]
 fn a_retired_address_stays_for_its_connections() {
     let external = |service: &mut Service| service.external_ips = vec![ip("80.11.12.10")];
